@@ -1,0 +1,49 @@
+# `make demo` and `make test` are all the set-up there is: Python 3.11+ and make.
+PYTHON ?= python3
+BIN := .venv/bin
+UV := $(BIN)/uv
+UV_VERSION := 0.13.8
+STAMP := .venv/.edgetl-installed
+
+.PHONY: help setup demo test test-all lint bench lock clean
+help:
+	@echo "make setup     .venv with everything at pinned versions (about 3 GB download, 6.5 GB on disk)"
+	@echo "make demo      the whole line on embedded data: fine-tune, INT8, engine coverage, bench table"
+	@echo "make test      the fast tests;  make test-all  the slow ones too"
+	@echo "make lint      ruff, mypy --strict, import-linter"
+	@echo "make bench     the CPU benchmarks (rows in benchmarks/results)"
+	@echo "make lock      resolve requirements.lock again"
+
+setup: $(STAMP)
+$(STAMP): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: edgetl needs Python 3.11 or newer; try make PYTHON=python3.12"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	$(UV) pip install --python $(BIN)/python --quiet --require-hashes -r requirements.lock
+	$(UV) pip install --python $(BIN)/python --quiet --no-deps --no-build-isolation -e .
+	@touch $(STAMP)
+
+demo: setup
+	$(BIN)/edgetl demo
+
+test: setup
+	$(BIN)/python -m pytest
+
+test-all: setup
+	$(BIN)/python -m pytest -m 'slow or not slow'
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: setup
+	$(BIN)/python -m benchmarks
+
+lock:
+	test -x $(UV) || { $(PYTHON) -m venv .venv && $(BIN)/python -m pip install --quiet uv==$(UV_VERSION); }
+	$(UV) pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-emit-find-links --python-version 3.11 --extra rtx --extra dev --custom-compile-command "make lock" pyproject.toml -o requirements.lock
+
+clean:
+	rm -rf .venv edgetl-demo dist build

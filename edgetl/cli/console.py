@@ -1,0 +1,133 @@
+"""What every command shares: JSON or tables, progress on stderr, errors as one line, exit codes."""
+
+from __future__ import annotations
+
+import errno
+import json
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from edgetl.errors import ContractUnmet, DiskError, EdgetlError
+from edgetl.monitor import Monitor
+
+JsonFlag = Annotated[bool, typer.Option("--json", help="One JSON object on stdout; all else goes to stderr.")]
+OutOption = Annotated[Path | None, typer.Option("--out", help="Write the same JSON object to this file.", metavar="FILE")]
+
+EXIT_INTERRUPTED = 130
+
+
+class ConsoleMonitor(Monitor):
+    """Progress bars and lines on stderr."""
+
+    def __init__(self, console: Console, quiet: bool) -> None:
+        self._console = console
+        self._quiet = quiet
+        self._bars: Progress | None = None
+        self._tasks: dict[str, TaskID] = {}
+
+    def progress(self, what: str, done: int, total: int) -> None:
+        """One bar for each `what`; bars are drawn on a terminal only."""
+        if self._quiet or not self._console.is_terminal:
+            return
+        if self._bars is None:
+            columns = (TextColumn("{task.description:<28}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+            self._bars = Progress(*columns, console=self._console, transient=True)
+            self._bars.start()
+        if what not in self._tasks:
+            self._tasks[what] = self._bars.add_task(what, total=total)
+        self._bars.update(self._tasks[what], completed=done, total=total)
+        if done >= total:
+            self._bars.remove_task(self._tasks.pop(what))
+
+    def say(self, line: str) -> None:
+        """A line on stderr unless -q."""
+        if not self._quiet:
+            self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    def warn(self, line: str) -> None:
+        """A line on stderr, always."""
+        self._console.print("warning: " + line, style="yellow", highlight=False, markup=False, soft_wrap=True)
+
+    def close(self) -> None:
+        """Take the bars off the terminal."""
+        if self._bars is not None:
+            self._bars.stop()
+            self._bars = None
+            self._tasks.clear()
+
+
+class Session:
+    """One command's run: where it reports to, and how its result gets out."""
+
+    def __init__(self, as_json: bool, out: Path | None, verbosity: int) -> None:
+        self.as_json = as_json
+        self.out = out
+        self.verbosity = verbosity
+        self.stderr = Console(stderr=True)
+        self.stdout = Console()
+        self.monitor = ConsoleMonitor(self.stderr, quiet=verbosity < 0)
+
+    def done(self, result: dict[str, Any], show: Callable[[Console], None] | None = None) -> None:
+        """Hand over the command's object: as JSON, to `--out`, or through `show` on stdout."""
+        self.monitor.close()
+        if self.out is not None:
+            from edgetl.bundle import atomic_json
+
+            atomic_json(self.out, result)
+        if self.as_json:
+            sys.stdout.write(json.dumps(result, ensure_ascii=False) + "\n")
+            sys.stdout.flush()
+        elif show is not None and self.verbosity >= 0:
+            show(self.stdout)
+
+
+@contextmanager
+def session(ctx: typer.Context, as_json: bool, out: Path | None) -> Iterator[Session]:
+    """Run a command's body: each way it can end becomes its line and its exit code (cli.md)."""
+    run = Session(as_json, out, int((ctx.find_root().obj or {}).get("verbosity", 0)))
+    try:
+        yield run
+    except EdgetlError as error:
+        _fail(run, error)
+    except KeyboardInterrupt:
+        run.monitor.close()
+        run.stderr.print("interrupted; nothing half-written is left behind", style="yellow")
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            _unexpected(run, error)
+        do = "free some space (or choose another place) and run the same command again"
+        _fail(run, DiskError(error.strerror or "the disk refused", error.filename or "", do))
+    except typer.Exit:
+        raise
+    except Exception as error:  # last line of defence: the contract promises one line and exit 1
+        _unexpected(run, error)
+    finally:
+        run.monitor.close()
+
+
+def _fail(run: Session, error: EdgetlError) -> None:
+    run.monitor.close()
+    if run.verbosity > 0:
+        traceback.print_exc()
+    if isinstance(error, ContractUnmet):
+        run.done(error.result)
+    elif run.as_json or run.out is not None:
+        run.done({"error": error.as_json()})
+    label = "not met: " if isinstance(error, ContractUnmet) else "error: "
+    run.stderr.print(label + str(error), style="bold red", highlight=False, markup=False, soft_wrap=True)
+    raise typer.Exit(error.exit_code) from None
+
+
+def _unexpected(run: Session, error: BaseException) -> None:
+    text = " ".join(str(error).split()) or "no message"
+    hint = "" if run.verbosity > 0 else "run it again with `edgetl -v ...` for the traceback and report it"
+    _fail(run, EdgetlError("unexpected " + type(error).__name__, text[:300], hint))
