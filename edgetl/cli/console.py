@@ -19,7 +19,9 @@ from edgetl.errors import ContractUnmet, DiskError, EdgetlError
 from edgetl.monitor import Monitor
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="One JSON object on stdout; all else goes to stderr.")]
-OutOption = Annotated[Path | None, typer.Option("--out", help="Write the same JSON object to this file.", metavar="FILE")]
+OutOption = Annotated[
+    Path | None, typer.Option("--out", help="Write the same JSON object to this file.", metavar="FILE")
+]
 
 EXIT_INTERRUPTED = 130
 
