@@ -1,0 +1,226 @@
+"""The one door to onnxruntime for running graphs: session options, providers and placement live here.
+
+Python 3.8, onnxruntime >= 1.16. Nothing is written on stdout.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Optional, Tuple, Type, Union
+
+import numpy as np
+
+from edgetl.errors import BackendError
+from edgetl.runtime.backend import check_batch
+from edgetl.spec import TensorSpec
+
+try:
+    import onnxruntime
+except ImportError as missing:
+    raise BackendError(
+        "onnxruntime is not installed for this Python", sys.executable, "pip install onnxruntime"
+    ) from missing
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+CPU = "CPUExecutionProvider"
+CUDA = "CUDAExecutionProvider"
+TENSORRT = "TensorrtExecutionProvider"
+
+_DTYPES = {"tensor(float)": "float32", "tensor(uint8)": "uint8"}
+_QUANTISED = frozenset(["QuantizeLinear", "DequantizeLinear"])
+
+_STATE = onnxruntime.capi.onnxruntime_pybind11_state
+# What onnxruntime raises: a class for each of its status codes, all of them bare children of Exception.
+_ERRORS: Tuple[Type[BaseException], ...] = (RuntimeError, ValueError, MemoryError, OSError) + tuple(
+    kind for kind in vars(_STATE).values() if isinstance(kind, type) and issubclass(kind, Exception)
+)
+
+
+def options(threads: int = 0, simulate: bool = True, optimise: bool = True) -> Any:
+    """The SessionOptions of every session in the project.
+
+    `simulate` keeps a TensorRT-flavoured Q/DQ graph as it is written. onnxruntime's optimiser otherwise
+    rewrites it for its own int8 kernels; with an FP16 rest it even breaks it (0.000 top-1 agreement on
+    mobilenet_v2). Graphs of profile `cpu` are written for those kernels and want simulate=False.
+    `threads`: 0 lets onnxruntime take one for each core.
+    """
+    out = onnxruntime.SessionOptions()
+    out.intra_op_num_threads = threads
+    out.inter_op_num_threads = 1
+    out.log_severity_level = 3  # errors; warnings about graph details are not for users
+    out.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    if simulate:
+        out.add_session_config_entry("session.disable_quant_qdq", "1")
+    if not optimise:
+        out.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return out
+
+
+class OrtBackend:
+    """A graph on one execution provider; every node must run there. See Backend.
+
+    Raises BackendError: a provider that does not load, a graph that onnxruntime refuses, a node that
+    would run elsewhere.
+    """
+
+    name = "onnxruntime"
+
+    def __init__(
+        self,
+        graph: Union[str, Path],
+        provider: str = CPU,
+        threads: int = 0,
+        simulate: bool = True,
+        optimise: bool = True,
+    ) -> None:
+        self.provider = provider
+        self.graph = Path(graph)
+        session = _open(self.graph, provider, options(threads, simulate, optimise))
+        placed = _placement(session)
+        _check_placement(placed, provider, self.graph)
+        self._session: Optional[Any] = session
+        self.input = _input_spec(session, self.graph)
+        self.output = str(session.get_outputs()[0].name)
+        self.metadata: Dict[str, str] = dict(session.get_modelmeta().custom_metadata_map)
+        self.evidence = _evidence(provider, simulate, self.metadata, placed)
+
+    def run(self, batch: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        """float32 (B, 3, S, S) or uint8 (B, S, S, 3), as `input` says -> float32 (B, C). Raises BackendError."""
+        if self._session is None:
+            raise BackendError("onnxruntime was closed already", self.graph)
+        check_batch(batch, self.input, self.name)
+        try:
+            out = self._session.run([self.output], {self.input.name: batch})[0]
+        except _ERRORS as error:
+            raise BackendError("onnxruntime failed while running", "%s (%s)" % (self.graph, error)) from error
+        return np.asarray(out, dtype=np.float32)
+
+    def device_ms(self) -> Optional[float]:
+        """None: onnxruntime gives no device time for a run."""
+        return None
+
+    def close(self) -> None:
+        """Drop the session."""
+        self._session = None
+
+
+def available_providers() -> List[str]:
+    """The execution providers that load on this machine and run a node, best first; CPU is always last.
+
+    `onnxruntime.get_available_providers` lists what was compiled in, whether or not its libraries and
+    its device are there; so each is tried with a graph of one node.
+    """
+    compiled = onnxruntime.get_available_providers()
+    return [name for name in (TENSORRT, CUDA) if name in compiled and _loads(name)] + [CPU]
+
+
+def _loads(provider: str) -> bool:
+    if not _has_driver():
+        return False
+    try:
+        with _quiet():
+            return provider in onnxruntime.InferenceSession(_ONE_NODE, options(), providers=[provider]).get_providers()
+    except _ERRORS:
+        return False
+
+
+def _has_driver() -> bool:
+    """Whether NVIDIA's driver library loads; without it no GPU provider can, and trying is slow and loud."""
+    for library in ("libcuda.so.1", "nvcuda.dll"):
+        try:
+            ctypes.CDLL(library)
+            break
+        except OSError:
+            continue
+    else:
+        return False
+    preload = getattr(onnxruntime, "preload_dlls", None)
+    if preload is not None:  # CUDA and cuDNN from the nvidia-* wheels; it reports with print()
+        with contextlib.redirect_stdout(sys.stderr):
+            preload()
+    return True
+
+
+def _open(graph: Path, provider: str, settings: Any) -> Any:
+    if not graph.is_file():
+        raise BackendError("no such graph", graph)
+    if provider != CPU:
+        if provider not in onnxruntime.get_available_providers() or not _has_driver():
+            raise BackendError("onnxruntime cannot load this provider here", provider, "see `edgetl doctor`")
+        if not hasattr(onnxruntime.InferenceSession, "get_provider_graph_assignment_info"):
+            # Older than 1.23: nothing tells where a node went, so a node on the CPU must fail the session.
+            settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    try:
+        session = onnxruntime.InferenceSession(str(graph), settings, providers=[provider])
+    except _ERRORS as error:
+        raise BackendError("onnxruntime refuses the graph", "%s (%s)" % (graph, error)) from error
+    if session.get_providers()[0] != provider:
+        raise BackendError("onnxruntime cannot load this provider here", provider, "see `edgetl doctor`")
+    return session
+
+
+def _placement(session: Any) -> List[Tuple[str, str, str]]:
+    """(provider, operator, node name) of each node; empty where this onnxruntime does not tell."""
+    ask = getattr(session, "get_provider_graph_assignment_info", None)
+    if ask is None:
+        return []
+    return [(part.ep_name, node.op_type, node.name) for part in ask() for node in part.get_nodes()]
+
+
+def _check_placement(placed: List[Tuple[str, str, str]], provider: str, graph: Path) -> None:
+    elsewhere = [entry for entry in placed if entry[0] != provider]
+    if elsewhere:
+        where, operator, node = elsewhere[0]
+        raise BackendError(
+            "not every node runs on " + provider,
+            "%s %s runs on %s, %d of %d nodes elsewhere (%s)"
+            % (operator, node or "(no name)", where, len(elsewhere), len(placed), graph),
+            "measure it on %s instead" % where,
+        )
+
+
+def _input_spec(session: Any, graph: Path) -> TensorSpec:
+    inputs, outputs = session.get_inputs(), session.get_outputs()
+    if len(inputs) != 1 or not outputs:
+        raise BackendError("a graph wants one image input", "%s has %d inputs" % (graph, len(inputs)))
+    first = inputs[0]
+    if first.type not in _DTYPES or len(first.shape) != 4:
+        raise BackendError(
+            "the graph's input is not an image batch",
+            "%s %s %s in %s" % (first.name, first.type, first.shape, graph),
+            "float32 (N, 3, S, S) or uint8 (N, S, S, 3)",
+        )
+    shape = tuple(size if isinstance(size, int) and size > 0 else -1 for size in first.shape)
+    return TensorSpec(str(first.name), _DTYPES[first.type], shape)
+
+
+def _evidence(provider: str, simulate: bool, metadata: Dict[str, str], placed: List[Tuple[str, str, str]]) -> str:
+    """TensorRT arithmetic (Q/DQ or FP16) run by another provider is simulated; all else is the host's own."""
+    lowered = metadata.get("precision", "fp32") != "fp32" or any(entry[1] in _QUANTISED for entry in placed)
+    if provider == TENSORRT:
+        return "host-gpu"
+    if provider == CUDA:
+        return "simulated" if simulate and any(entry[1] in _QUANTISED for entry in placed) else "host-gpu"
+    return "simulated" if simulate and lowered else "host-cpu"
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep a failed probe's log off stderr; the answer is the return value."""
+    onnxruntime.set_default_logger_severity(4)
+    try:
+        yield
+    finally:
+        onnxruntime.set_default_logger_severity(2)
+
+
+# Relu on float32 (1,), opset 13, as ONNX bytes, so that the probe needs neither a file nor `onnx`.
+_ONE_NODE = bytes.fromhex(
+    "080712003a330a0c0a0178120179220452656c751201675a0f0a0178120a0a08"
+    "080112040a020801620f0a0179120a0a08080112040a02080142040a00100d"
+)

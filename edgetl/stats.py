@@ -1,0 +1,105 @@
+"""Percentiles, intervals and paired tests: numpy only, Python 3.8.
+
+All intervals are two-sided at 95 %. Each function names the source of its formula.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Dict, Optional, Sequence, Tuple, Union
+
+import numpy as np
+
+Interval = Tuple[float, float]
+Summary = Dict[str, Union[float, int, None]]
+
+Z95 = 1.959963984540054  # 97.5th percentile of the standard normal distribution
+PERCENTILES = (50, 90, 95, 99)
+MIN_BEYOND = 10  # a percentile with fewer observations beyond it is not an estimate
+
+
+def percentiles(values: Sequence[float]) -> Summary:
+    """{"p50", "p90", "p95", "p99", "mean", "n"} in the unit of `values`.
+
+    A percentile with fewer than MIN_BEYOND of the n observations beyond it is None (p99 wants n >= 1000).
+    Between two observations it is interpolated linearly (Hyndman & Fan 1996, type 7).
+    """
+    data = np.asarray(values, dtype=np.float64)
+    n = int(data.size)
+    out: Summary = {}
+    for p in PERCENTILES:
+        enough = n * (100 - p) >= MIN_BEYOND * 100  # whole numbers: no rounding decides
+        out["p%d" % p] = float(np.percentile(data, p)) if enough else None
+    out["mean"] = float(data.mean()) if n else None
+    out["n"] = n
+    return out
+
+
+def wilson(successes: int, n: int) -> Interval:
+    """Wilson's score interval of a share (Wilson 1927); (0, 1) where nothing was observed."""
+    if not 0 <= successes <= n:
+        raise ValueError("wilson wants 0 <= successes <= n, got %d of %d" % (successes, n))
+    if n == 0:
+        return 0.0, 1.0
+    share, z2 = successes / n, Z95 * Z95
+    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
+    half = Z95 / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4.0 * n * n))
+    # At 0 and n successes the formula's ends are exactly 0 and 1; floating point leaves 1e-17 there.
+    return (0.0 if successes == 0 else centre - half), (1.0 if successes == n else centre + half)
+
+
+def paired_difference(lost: int, won: int, n: int) -> Interval:
+    """Interval of (lost - won) / n for paired yes/no outcomes; `lost` and `won` count the discordant pairs.
+
+    Bonett & Price 2012, adjusted Wald: one pair is added to each discordant cell. A bootstrap gives
+    [0, 0] when no pair is discordant, however few pairs there are; this one does not.
+    """
+    if lost < 0 or won < 0 or lost + won > n:
+        raise ValueError("paired_difference wants 0 <= lost + won <= n, got %d + %d of %d" % (lost, won, n))
+    a, b = (lost + 1.0) / (n + 2), (won + 1.0) / (n + 2)
+    half = Z95 * math.sqrt((a + b - (a - b) ** 2) / (n + 2))
+    return max(-1.0, a - b - half), min(1.0, a - b + half)
+
+
+def bootstrap_mean(values: Sequence[float], seed: int = 0, resamples: int = 2000) -> Interval:
+    """Percentile bootstrap of the mean (Efron 1979), the same for the same seed.
+
+    Resampling n values is drawing multinomial counts of them, done in pieces of bounded memory.
+    """
+    data, counts = np.unique(np.asarray(values, dtype=np.float64), return_counts=True)
+    if data.size == 0:
+        raise ValueError("bootstrap_mean wants at least one value")
+    rng, n = np.random.default_rng(seed), int(counts.sum())
+    piece = max(1, 1000000 // data.size)
+    means = [
+        rng.multinomial(n, counts / n, size=min(piece, resamples - start)).dot(data) / n
+        for start in range(0, resamples, piece)
+    ]
+    lo, hi = np.percentile(np.concatenate(means), [2.5, 97.5])
+    return float(lo), float(hi)
+
+
+def mcnemar(b: int, c: int) -> float:
+    """Exact two-sided p-value of McNemar's test: b and c count the two kinds of discordant pairs.
+
+    Twice the binomial tail P(X <= min(b, c)), X ~ Bin(b + c, 1/2), at most 1; 1.0 where no pair differs.
+    """
+    n, low = b + c, min(b, c)
+    if low < 0:
+        raise ValueError("mcnemar wants counts, got %d and %d" % (b, c))
+    logs = [math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) - n * math.log(2) for k in range(low + 1)]
+    return min(1.0, 2.0 * math.fsum(math.exp(value) for value in logs))
+
+
+def images_needed(margin_pp: float, flip_rate: float) -> Optional[int]:
+    """Images for a paired 95 % interval of +- `margin_pp` percentage points when `flip_rate` of them flip.
+
+    The variance of one image's difference is at most its flip rate, so half-width m wants
+    n = (1.96 / m)^2 * flip_rate: a 0.5-point drop at 2 % flips wants about 3,000 images.
+    None where the margin is not above zero: no number of images resolves it.
+    """
+    if not 0 <= flip_rate <= 1:
+        raise ValueError("flip_rate is a share, got %s" % flip_rate)
+    if margin_pp <= 0:
+        return None
+    return math.ceil((Z95 / (margin_pp / 100.0)) ** 2 * flip_rate)
