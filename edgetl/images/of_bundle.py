@@ -1,0 +1,91 @@
+"""The images a bundle speaks of: its own splits where they still lie, or DATA given in their place.
+
+Python 3.8, numpy and Pillow.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import List, Optional, Sequence, Tuple
+
+from edgetl.bundle import Bundle, sha256_file
+from edgetl.errors import BundleError, DataError
+from edgetl.images.dataset import Dataset, ReadOptions, Sample
+from edgetl.images.decode import EXTENSIONS
+from edgetl.images.read import read_data
+
+UNLABELLED = -1  # the target of an image whose class nobody told
+
+
+def open_data(
+    bundle: Bundle, split: str, override: Optional[str] = None, option: str = "--data"
+) -> Tuple[Dataset, List[Sample], str]:
+    """(data set, samples, name of the split they are) for `split` ("train", "val", "test", "calibration").
+
+    Without `override`: the bundle's recorded split, from the folder that local.json names. With it: DATA
+    (cli.md) in the bundle's class order; where DATA holds given splits the split of that name is used
+    (train for "calibration"), else all of its images, and the name is "all".
+    Raises DataError / BundleError that name `option` as the way out.
+    """
+    if override:
+        return _given(bundle, split, override)
+    data = _recorded(bundle, option)
+    samples = list(data.split(split))
+    if not samples:
+        raise DataError("the bundle has no %s images" % split, bundle.path, "give some with %s DATA" % option)
+    return data, samples, split
+
+
+def _recorded(bundle: Bundle, option: str) -> Dataset:
+    found = bundle.artifacts("splits")
+    if not found:
+        raise DataError("the bundle holds no splits of its own", bundle.path, "give images with %s DATA" % option)
+    root = bundle.local.get("data")
+    if not root:
+        raise DataError(
+            "the bundle does not know where its images are (it has travelled)",
+            bundle.path,
+            "give them with %s DATA" % option,
+        )
+    folder = Path(str(root))
+    if folder.is_file():
+        folder = folder.parent  # a CSV: its paths are relative to it
+    if not folder.is_dir():
+        raise DataError("the bundle's images are gone or were moved", folder, "give them with %s DATA" % option)
+    try:
+        rows = json.loads(bundle.file(found[-1]).read_text(encoding="utf-8"))
+        return Dataset.from_json(rows, folder, bundle.labels)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise BundleError("the bundle's splits cannot be read", "%s (%s)" % (bundle.path, error)) from error
+
+
+def _given(bundle: Bundle, split: str, override: str) -> Tuple[Dataset, List[Sample], str]:
+    options = ReadOptions(val_fraction=0.0, test_fraction=0.0, labels=tuple(bundle.labels))
+    data = read_data(override, options)
+    if not data.given:
+        return data, data.all(), "all"
+    wanted = "train" if split == "calibration" else split
+    samples = list(data.split(wanted))
+    if not samples:
+        there = ", ".join(name for name, found in data.splits.items() if found)
+        raise DataError("DATA has no %s split" % wanted, override, "it has: " + there)
+    return data, samples, wanted
+
+
+def read_unlabelled(folder: str) -> Tuple[Path, List[Sample]]:
+    """(root, samples with target UNLABELLED) of every image below `folder`, in path order. Raises DataError."""
+    root = Path(os.path.abspath(folder))
+    if not root.is_dir():
+        raise DataError("no such folder", folder, "check the path")
+    paths = sorted(p for p in root.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
+    if not paths:
+        raise DataError("no images in this folder", folder, "known: " + " ".join(EXTENSIONS))
+    return root, [Sample(p.relative_to(root).as_posix(), UNLABELLED, sha256_file(p)) for p in paths]
+
+
+def without(samples: Sequence[Sample], others: Sequence[Sample]) -> List[Sample]:
+    """`samples` whose bytes are not among `others`."""
+    held = {sample.digest for sample in others}
+    return [sample for sample in samples if sample.digest not in held]
