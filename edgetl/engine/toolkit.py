@@ -1,0 +1,112 @@
+"""Which TensorRT is here, and how its line wants a network built: one strategy per line, side by side.
+
+8.5/8.6 are weakly typed: the graph's recorded precision becomes builder flags. 10.x is asked for strong
+typing; 11 knows nothing else; TensorRT for RTX builds ahead of time on a machine without a GPU. The
+precision is never an option of the build. Python 3.8.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, Mapping, Tuple
+
+from edgetl.errors import BackendError, EngineError, InputError
+from edgetl.target import TRT8, TRT10, parse_version, profile_for
+
+TENSORRT, TENSORRT_RTX = "tensorrt", "tensorrt_rtx"
+INSTALL_RTX = "install it with `pip install tensorrt-rtx` (x86-64 Linux and Windows)"
+
+
+@dataclass(frozen=True)
+class Line:
+    """How one TensorRT line takes a graph.
+
+    `network_flags`: names in NetworkDefinitionCreationFlag. `precision_flags`: by recorded precision, names
+    in BuilderFlag. `profiles`: the graph profiles it reads. `ahead_of_time`: builds without a GPU.
+    """
+
+    name: str
+    network_flags: Tuple[str, ...]
+    precision_flags: Mapping[str, Tuple[str, ...]]
+    profiles: Tuple[str, ...]
+    ahead_of_time: bool = False
+
+    def network_bits(self, trt: Any) -> int:
+        """The argument of `Builder.create_network`. Raises EngineError where the binding lacks a flag."""
+        bits = 0
+        for flag in self.network_flags:
+            bits |= 1 << int(_member(trt, "NetworkDefinitionCreationFlag", flag))
+        return bits
+
+    def builder_flags(self, trt: Any, precision: str) -> Tuple[Any, ...]:
+        """Members of BuilderFlag for a graph of that recorded precision; empty on strongly typed lines."""
+        return tuple(_member(trt, "BuilderFlag", flag) for flag in self.precision_flags.get(precision, ()))
+
+
+_BY_FLAGS = {"fp32": (), "fp16": ("FP16",), "int8": ("INT8", "FP16")}
+_TYPED: Mapping[str, Tuple[str, ...]] = {}  # the graph's own types are the engine's
+
+WEAKLY_TYPED = Line("8.5-8.6", ("EXPLICIT_BATCH",), _BY_FLAGS, (TRT8,))
+STRONGLY_TYPED = Line("10", ("STRONGLY_TYPED",), _TYPED, (TRT10,))
+ALWAYS_TYPED = Line("11", (), _TYPED, (TRT10,))
+RTX = Line("rtx", ("STRONGLY_TYPED",), _TYPED, (TRT8, TRT10), ahead_of_time=True)
+LINES = (WEAKLY_TYPED, STRONGLY_TYPED, ALWAYS_TYPED, RTX)
+
+
+def line_for(version: str, flavour: str = TENSORRT) -> Line:
+    """The strategy for a version string such as "10.3.0.30". Raises EngineError for versions not served."""
+    if flavour == TENSORRT_RTX:
+        return RTX
+    try:
+        profile = profile_for(version)
+    except InputError as error:
+        raise EngineError(error.what, error.value, error.do) from error
+    if profile == TRT8:
+        return WEAKLY_TYPED
+    return STRONGLY_TYPED if parse_version(version)[0] == 10 else ALWAYS_TYPED
+
+
+@dataclass(frozen=True)
+class Toolkit:
+    """A loaded binding: the module, "tensorrt" or "tensorrt_rtx", its full version, and its line's strategy."""
+
+    trt: ModuleType
+    flavour: str
+    version: str
+    line: Line
+
+    @property
+    def title(self) -> str:
+        """For people: "TensorRT 10.3.0.30"."""
+        return "%s %s" % ("TensorRT for RTX" if self.flavour == TENSORRT_RTX else "TensorRT", self.version)
+
+
+def load(flavour: str = TENSORRT) -> Toolkit:
+    """Import the binding. Raises BackendError that says what is missing and what to do about it."""
+    try:
+        module = importlib.import_module(flavour)
+        version = str(module.__version__)
+    except (ImportError, OSError, AttributeError, RuntimeError) as error:
+        # NVIDIA's stub wheels raise RuntimeError, a missing library OSError, a hollow module AttributeError.
+        raise BackendError(*_missing(flavour, error)) from error
+    return Toolkit(module, flavour, version, line_for(version, flavour))
+
+
+def _missing(flavour: str, error: BaseException) -> Tuple[str, str, str]:
+    if flavour == TENSORRT_RTX:
+        return "TensorRT for RTX is not installed", str(error), INSTALL_RTX
+    if sys.prefix != sys.base_prefix and sys.platform == "linux":
+        hint = "; on a Jetson the system's own is seen from a venv made with --system-site-packages"
+    else:
+        hint = ""
+    return "TensorRT is not installed", str(error), "install edgetl[tensorrt] beside an NVIDIA GPU" + hint
+
+
+def _member(trt: Any, enum: str, name: str) -> Any:
+    members = getattr(trt, enum, None)
+    if not hasattr(members, name):
+        raise EngineError("this TensorRT lacks a flag that its line needs", enum + "." + name, "report its version")
+    return getattr(members, name)
