@@ -1,0 +1,127 @@
+"""How long a call takes: warm-up until it is steady, then turns of several calls in rotation.
+
+One after the other, a machine that heats up or gets busy favours whoever came first. In turns
+(A B A B ...) each disturbance falls on all alike. The clock is handed in, so that tests decide the time.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Callable, Dict, Iterator, List, Mapping, Optional
+
+Call = Callable[[], object]
+Clock = Callable[[], float]
+
+WINDOW = 10  # runs whose median stands for "now" during warm-up
+STEADY = 0.03  # two windows' medians closer than this share are the same
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much to measure: at least `runs` timed runs and `seconds` of them for each call.
+
+    `warmup`: a fixed number of runs before; None: until steady, at most `warmup_seconds` each.
+    `turn_seconds`: how long one call is timed before the next has its turn.
+    """
+
+    seconds: float = 5.0
+    runs: int = 30
+    warmup: Optional[int] = None
+    warmup_seconds: float = 5.0
+    turn_seconds: float = 0.2
+
+
+@dataclass
+class Timing:
+    """What was seen of one call: wall milliseconds by run, the device's own where it tells, or its error."""
+
+    wall_ms: List[float] = field(default_factory=list)
+    device_ms: List[float] = field(default_factory=list)
+    warmup_runs: int = 0
+    steady: bool = True
+    error: Optional[Exception] = None
+
+
+@dataclass(frozen=True)
+class Timed:
+    """A call to time, and where to read the device's own milliseconds of its last run (None: it tells none)."""
+
+    run: Call
+    device_ms: Callable[[], Optional[float]] = lambda: None
+
+
+def measure(calls: Mapping[str, Timed], effort: Effort, clock: Clock = time.perf_counter) -> Dict[str, Timing]:
+    """Warm each call up, then time them in turns. A call that raises keeps its error and is left out."""
+    out = {name: Timing() for name in calls}
+    for name, call in calls.items():
+        with _errors_into(out[name]):
+            _warm_up(call, out[name], effort, clock)
+    waiting = [name for name in calls if out[name].error is None]
+    while waiting:
+        for name in waiting:
+            with _errors_into(out[name]), _no_garbage_collection():
+                _turn(calls[name], out[name], effort, clock)
+        waiting = [name for name in waiting if out[name].error is None and not _enough(out[name], effort)]
+    return out
+
+
+def _warm_up(call: Timed, timing: Timing, effort: Effort, clock: Clock) -> None:
+    """Run until the median of the last WINDOW runs is that of the WINDOW before, or time is up."""
+    if effort.warmup is not None:
+        for _ in range(effort.warmup):
+            call.run()
+        timing.warmup_runs = effort.warmup
+        return
+    seen: List[float] = []
+    end = clock() + effort.warmup_seconds
+    timing.steady = False
+    while not timing.steady and clock() < end:
+        start = clock()
+        call.run()
+        seen.append(clock() - start)
+        if len(seen) >= 2 * WINDOW and len(seen) % WINDOW == 0:
+            before, now = median(seen[-2 * WINDOW : -WINDOW]), median(seen[-WINDOW:])
+            timing.steady = abs(now - before) <= STEADY * before
+    timing.warmup_runs = len(seen)
+
+
+def _turn(call: Timed, timing: Timing, effort: Effort, clock: Clock) -> None:
+    call.run()  # untimed: it finds the caches as the others left them
+    end = clock() + effort.turn_seconds
+    while True:
+        start = clock()
+        call.run()
+        stop = clock()
+        timing.wall_ms.append((stop - start) * 1000.0)
+        device = call.device_ms()
+        if device is not None:
+            timing.device_ms.append(device)
+        if stop >= end:
+            return
+
+
+def _enough(timing: Timing, effort: Effort) -> bool:
+    return len(timing.wall_ms) >= effort.runs and sum(timing.wall_ms) >= effort.seconds * 1000.0
+
+
+@contextmanager
+def _errors_into(timing: Timing) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # whatever a third-party runtime raises is that one call's failure
+        timing.error = error
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
