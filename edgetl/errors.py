@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import errno
 from contextlib import contextmanager
-from typing import Any, Dict, Iterator, Optional
+from typing import Any, Dict, Iterator, Optional, Tuple
 
 
 class EdgetlError(Exception):
@@ -31,15 +31,18 @@ class EdgetlError(Exception):
     exit_code = 1
 
     def __init__(self, what: str, value: object = "", do: str = "") -> None:
-        self.what = what
-        self.value = str(value)
-        self.do = do
+        self.what = one_line(what)
+        self.value = one_line(str(value))
+        self.do = one_line(do)
         super().__init__(str(self))
 
     def __str__(self) -> str:
         line = self.what + (": " + self.value if self.value else "")
-        # One line always: values can hold newlines (a builder's log, a file name).
-        return " ".join((line + ("; " + self.do if self.do else "")).split())
+        return line + ("; " + self.do if self.do else "")
+
+    def __reduce__(self) -> Tuple[Any, ...]:
+        # By its parts: Exception's own way would hand the whole line to `what` in another process.
+        return (type(self), (self.what, self.value, self.do), dict(self.__dict__))
 
     def as_json(self) -> Dict[str, str]:
         """The object behind `"error"` in `--json` output."""
@@ -107,14 +110,38 @@ class ContractUnmet(EdgetlError):
         self.result = result or {}
 
 
+def one_line(text: str) -> str:
+    """`text` as one printable line: line ends become spaces, control characters and broken Unicode escapes.
+
+    Values can be a builder's log, or a file name that holds anything but a slash; spaces stay as they are,
+    so that a path can be copied from the message.
+    """
+    joined = " ".join(part.strip() for part in text.splitlines() if part.strip())
+    return "".join(c if c.isprintable() or c.isspace() else ascii(c)[1:-1] for c in joined.replace("\t", " "))
+
+
+_DISK = {
+    errno.ENOSPC: ("the disk is full", "free some space and run the same command again"),
+    errno.EDQUOT: ("the disk quota is used up", "free some space and run the same command again"),
+    errno.EFBIG: ("the file is larger than may be written here", "choose another place or raise the limit"),
+    errno.EACCES: ("may not write", "choose another place or change its permissions"),
+    errno.EPERM: ("may not write", "choose another place or change its permissions"),
+    errno.EROFS: ("may not write to a read-only file system", "choose another place"),
+    errno.ENOTDIR: ("a file stands where a folder is wanted", "choose another place"),
+    errno.EEXIST: ("a file stands where a folder is wanted", "choose another place"),
+    errno.EISDIR: ("a folder stands where a file is wanted", "choose another place"),
+    errno.ENAMETOOLONG: ("the name is too long", "choose a shorter one"),
+    errno.EIO: ("the disk failed", "check the disk, then run the same command again"),
+}
+
+
 @contextmanager
 def disk_errors(path: object) -> Iterator[None]:
     """Map the operating system's write errors on `path` to DiskError; other OSErrors pass."""
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskError("the disk is full", path, "free some space and run the same command again") from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise DiskError("may not write", path, "choose another place or change its permissions") from error
-        raise
+        if error.errno not in _DISK:
+            raise
+        what, do = _DISK[error.errno]
+        raise DiskError(what, path, do) from error

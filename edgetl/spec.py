@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from enum import Enum
 from typing import Any, Dict, Mapping, Tuple
 
 from edgetl.errors import BundleError, InputError
+
+MAX_PIXELS_A_SIDE = 16384  # a typing slip in a size would otherwise be met as "out of memory"
 
 
 class Precision(str, Enum):
@@ -75,9 +78,12 @@ class Preprocess:
     def __post_init__(self) -> None:
         if self.size < 1 or self.resize < self.size:
             raise InputError("resize must be at least the image size", "resize %s, size %s" % (self.resize, self.size))
+        if self.resize > MAX_PIXELS_A_SIDE:
+            raise InputError("the image size is beyond reason", self.resize, "at most %d" % MAX_PIXELS_A_SIDE)
         if self.interpolation not in ("bilinear", "bicubic", "nearest"):
             raise InputError("unknown interpolation", self.interpolation, "use bilinear, bicubic or nearest")
-        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+        numbers = (*self.mean, *self.std)
+        if len(self.mean) != 3 or len(self.std) != 3 or not all(map(math.isfinite, numbers)) or min(self.std) <= 0:
             raise InputError(
                 "mean and std want three numbers each, std above zero", "%s %s" % (list(self.mean), list(self.std))
             )
@@ -99,19 +105,25 @@ class Preprocess:
                 raise InputError("unknown key in the Preprocess", extra[0], "known: " + ", ".join(sorted(known)))
             mean, std = (tuple(float(v) for v in data[key]) for key in ("mean", "std"))
             return cls(
-                size=int(data["size"]),
-                resize=int(data.get("resize", data["size"])),
+                size=_whole(data["size"]),
+                resize=_whole(data.get("resize", data["size"])),
                 fit=Fit(data.get("fit", "crop")),
                 interpolation=str(data.get("interpolation", "bilinear")),
                 mean=mean,  # type: ignore[arg-type]  # __post_init__ checks the length
                 std=std,  # type: ignore[arg-type]
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
             raise InputError(
                 "the Preprocess cannot be read",
                 repr(error),
                 'it wants {"size", "resize", "fit", "interpolation", "mean": [r,g,b], "std": [r,g,b]}',
             ) from error
+
+
+def _whole(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError("%r is not a whole number" % (value,))
+    return value
 
 
 @dataclass(frozen=True)
@@ -147,7 +159,7 @@ class BatchProfile:
         except ValueError:
             parts = []
         if len(parts) == 1:
-            parts *= 3
+            parts *= 3  # one number: an engine for that batch alone
         if len(parts) != 3:
             raise InputError("--batch wants MIN,OPT,MAX", text, "for example --batch 1,1,8")
         return cls(*parts)

@@ -1,23 +1,30 @@
 """A bundle folder: open, create, add, verify. Standard library only, Python 3.8.
 
 Stage contract: a stage reads named artifacts, writes new files, and records each with the sha256 of
-what it was made from. Files are named by content and never edited; `manifest.json` is the only file
-that is replaced, atomically, and last. So a stage that is killed leaves the bundle as it was.
+what it was made from. Files are named by content and never edited; `manifest.json` is replaced,
+atomically, and last. So a stage that is killed leaves the bundle as it was; what it had placed and not
+recorded is swept by the next writer.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
-from edgetl.bundle import files, manifest as manifests
+from edgetl.bundle import files
+from edgetl.bundle import manifest as manifests
 from edgetl.errors import BundleError, disk_errors
 from edgetl.spec import Preprocess
 
 Record = Dict[str, Any]
+
+# What a bundle's own files are called: by content, or by an engine's key. Other files are the user's.
+_CONTENT_NAMED = re.compile(r"(^|-)[0-9a-f]{12}\.[^/]+$")
 
 
 @dataclass(frozen=True)
@@ -73,11 +80,16 @@ class Bundle:
 
     @property
     def local(self) -> Dict[str, Any]:
-        """`local.json`: command line, absolute paths, host. Empty on a bundle that travelled."""
+        """`local.json` of this generation: command line, absolute paths, host. Empty on a bundle that travelled."""
         try:
-            return files.read_json(self.path / "local.json", "local.json")
+            notes = files.read_json(self.path / "local.json", "local.json")
         except BundleError:
             return {}
+        # A kill between the two files of a new generation leaves notes that are ahead of the manifest.
+        generation, before = notes.get("generation"), notes.get("before")
+        if isinstance(generation, int) and generation > self.manifest["generation"]:
+            notes = before if isinstance(before, dict) else {}
+        return {k: v for k, v in notes.items() if k not in ("generation", "before")}
 
     def artifacts(self, kind: Optional[str] = None, **want: object) -> List[Record]:
         """The records that are not stale and match, oldest first."""
@@ -114,23 +126,19 @@ class Bundle:
         newest, so a second export adds and switches.
         """
         current = manifests.read(self.path)
-        records = [_place(self.path, artifact) for artifact in new]
-        kept = [r for r in current["artifacts"] if not any(_same(r, n) for n in records)]
-        current["artifacts"] = kept + records
-        current.update(update or {})
-        self.manifest = _write_manifest(self.path, current)
+        with _placed(self.path, new) as records:
+            made = {r["file"] for r in records}
+            current["artifacts"] = [r for r in current["artifacts"] if r["file"] not in made] + records
+            current.update(update or {})
+            self.manifest = _write_manifest(self.path, current)
         return records
 
     def append_rows(self, name: str, lines: Sequence[str]) -> Path:
-        """Append JSON lines to `runs/<name>.jsonl` (one write, so that lines never interleave)."""
+        """Append JSON lines to `runs/<name>.jsonl`: all of them or, where the disk is full, none."""
         path = self.path / "runs" / (name + ".jsonl")
         with disk_errors(path):
-            path.parent.mkdir(exist_ok=True)
-            handle = os.open(str(path), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-            try:
-                os.write(handle, "".join(line + "\n" for line in lines).encode("utf-8"))
-            finally:
-                os.close(handle)
+            files.make_folder(path.parent)
+            files.append(path, "".join(line + "\n" for line in lines).encode("utf-8"))
         return path
 
     def check_files(self) -> List[Check]:
@@ -150,13 +158,15 @@ def writing(path: files.PathLike, purpose: str) -> Iterator[Tuple[Bundle, Path]]
     """Hold the lock of an existing bundle; yields it, freshly read, and an empty scratch folder.
 
     The scratch folder is `<bundle>.work/<purpose>`; what a killed writer left there is swept first.
+    Raises BundleError (no bundle, or another writer has it) and DiskError.
     """
     Bundle.open(path)  # a wrong path fails before a lock folder is made beside it
     with files.locked(path) as work:
         scratch = work / purpose
         files.sweep(scratch)
-        scratch.mkdir()
         try:
+            with disk_errors(scratch):
+                scratch.mkdir()
             bundle = Bundle.open(path)
             _sweep_orphans(bundle)
             yield bundle, scratch
@@ -174,42 +184,80 @@ def create(
     """Make a bundle whole, or add a new generation to the one that is there. Call it under `files.locked`.
 
     `manifest` lacks format, generation, artifacts and digest; they are filled in here. With `overwrite`
-    the older files stay and are marked stale. Raises BundleError when a bundle is there and not `overwrite`.
+    the older files stay and are marked stale. Raises BundleError when something is there and not `overwrite`.
     """
-    folder = Path(os.path.abspath(str(path)))
-    if folder.exists() and not overwrite:
-        raise BundleError("there is something at this place already", folder, "use --overwrite, or another --to")
-    if folder.exists():
-        older = manifests.read(folder)
-        target = folder
-        stale = [dict(r, stale=True) for r in older["artifacts"]]
-        generation = int(older["generation"]) + 1
-    else:
-        target = files.work_dir(folder) / "new"
-        files.sweep(target)
+    folder = Path(os.path.realpath(str(path)))
+    if not _vacant(folder):
+        if not overwrite:
+            raise BundleError("there is something at this place already", folder, "use --overwrite, or another --to")
+        return _next_generation(folder, manifest, new, local)
+    target = files.work_dir(folder) / "new"
+    files.sweep(target)
+    try:
         with disk_errors(target):
-            target.mkdir(parents=True)
-        stale, generation = [], 1
-    records = [_place(target, artifact) for artifact in new]
-    # A file that the new generation makes again, byte for byte, is current and not stale.
-    stale = [r for r in stale if not any(n["file"] == r["file"] for n in records)]
-    files.atomic_json(target / "local.json", dict(local))
-    body = dict(manifest, format=manifests.FORMAT, generation=generation, artifacts=stale + records)
-    sealed = _write_manifest(target, body)
-    if target != folder:
+            files.make_folder(target)
+        with _placed(target, new) as records:
+            files.atomic_json(target / "local.json", dict(local, generation=1))
+            sealed = _write_manifest(target, dict(manifest, format=manifests.FORMAT, generation=1, artifacts=records))
         with disk_errors(folder):
-            os.rename(str(target), str(folder))
+            os.replace(str(target), str(folder))
+            files.sync_folder(folder.parent)
+    finally:
+        files.sweep(target)
     return Bundle(folder, sealed)
 
 
-def _place(folder: Path, artifact: NewArtifact) -> Record:
-    digest = files.sha256_file(artifact.source)
-    name = artifact.name.format(sha12=digest[:12])
-    target = folder / name
-    size = artifact.source.stat().st_size
-    if not (target.is_file() and target.stat().st_size == size and files.sha256_file(target) == digest):
-        files.copy_in(artifact.source, target)
-    return dict({k: _plain(v) for k, v in artifact.record.items()}, file=name, sha256=digest, bytes=size)
+def _next_generation(
+    folder: Path, manifest: Mapping[str, Any], new: Sequence[NewArtifact], local: Mapping[str, Any]
+) -> Bundle:
+    older = Bundle.open(folder)
+    generation = int(older.manifest["generation"]) + 1
+    before = dict(older.local, generation=generation - 1)
+    with _placed(folder, new) as records:
+        # What the new generation makes again, byte for byte, is current and not stale.
+        made = {r["file"] for r in records}
+        stale = [dict(r, stale=True) for r in older.manifest["artifacts"] if r["file"] not in made]
+        files.atomic_json(folder / "local.json", dict(local, generation=generation, before=before))
+        body = dict(manifest, format=manifests.FORMAT, generation=generation, artifacts=stale + records)
+        sealed = _write_manifest(folder, body)
+    _sweep_orphans(Bundle(folder, sealed))
+    return Bundle(folder, sealed)
+
+
+def _vacant(folder: Path) -> bool:
+    """Nothing there, or a folder with nothing inside."""
+    with disk_errors(folder):
+        return not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+
+
+@contextmanager
+def _placed(folder: Path, new: Sequence[NewArtifact]) -> Iterator[List[Record]]:
+    """Copy artifacts into `folder`; yields their records, and takes the new files back if the body fails."""
+    records: List[Record] = []
+    fresh: List[Path] = []
+    try:
+        for artifact in new:
+            manifests.check_place(artifact.name)
+            name, digest, size, is_new = files.copy_in(artifact.source, folder, artifact.name)
+            if is_new:
+                fresh.append(folder / name)
+            record = {k: _plain(v) for k, v in artifact.record.items()}
+            records.append(dict(record, file=name, sha256=digest, bytes=size))
+        yield records
+    except BaseException:
+        _take_back(folder, fresh)
+        raise
+
+
+def _take_back(folder: Path, fresh: Sequence[Path]) -> None:
+    """Remove `fresh` files, unless Ctrl-C came just after the manifest that records them."""
+    try:
+        known = {str(r["file"]) for r in manifests.read(folder)["artifacts"]}
+    except BundleError:
+        return  # a bundle in the making, whose whole folder is swept
+    for path in fresh:
+        if path.relative_to(folder).as_posix() not in known:
+            files.unlink(path)
 
 
 def _write_manifest(folder: Path, body: Mapping[str, Any]) -> Dict[str, Any]:
@@ -220,23 +268,21 @@ def _write_manifest(folder: Path, body: Mapping[str, Any]) -> Dict[str, Any]:
 
 
 def _sweep_orphans(bundle: Bundle) -> None:
-    """Remove files that a killed writer placed but never recorded."""
+    """Remove what a killed writer left: unfinished files, and files it placed but never recorded."""
     known = {str(r["file"]) for r in bundle.manifest["artifacts"]}
+    inside = list(bundle.path.iterdir())
     for room in ("graphs", "engines", "golden"):
-        for path in (bundle.path / room).rglob("*"):
-            if path.is_file() and path.relative_to(bundle.path).as_posix() not in known:
-                path.unlink()
-    for path in bundle.path.glob("checkpoint-*"):
-        if path.name not in known:
-            path.unlink()
-
-
-def _same(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-    return bool(old["file"] == new["file"])
+        inside.extend((bundle.path / room).rglob("*"))
+    for path in inside:
+        name = path.name
+        unfinished = name.startswith(files.TEMPORARY[0]) and name.endswith(files.TEMPORARY[1])
+        orphan = _CONTENT_NAMED.search(name) and path.relative_to(bundle.path).as_posix() not in known
+        if (unfinished or orphan) and path.is_file():
+            files.unlink(path)
 
 
 def _plain(value: object) -> object:
-    return value.value if hasattr(value, "value") else value
+    return value.value if isinstance(value, Enum) else value
 
 
 def _describe(record: Mapping[str, Any]) -> str:
