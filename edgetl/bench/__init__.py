@@ -1,1 +1,19 @@
 """The protocol of a bench: which figures, measured how, compared with what. It is handed its candidates."""
+
+from edgetl.bench.candidate import Candidate, latency_evidence
+from edgetl.bench.compare import Change, changes
+from edgetl.bench.fail_if import Condition, check_all, parse
+from edgetl.bench.protocol import BenchData, BenchOptions, bench
+
+__all__ = [
+    "BenchData",
+    "BenchOptions",
+    "Candidate",
+    "Change",
+    "Condition",
+    "bench",
+    "changes",
+    "check_all",
+    "latency_evidence",
+    "parse",
+]
