@@ -57,18 +57,26 @@ def predict_each(
 def run_pixels(backend: Backend, pixels: npt.NDArray[np.uint8], max_batch: int = 32) -> npt.NDArray[np.float32]:
     """uint8 (B, S, S, 3) RGB -> float32 (B, C) logits, in runs of at most `max_batch` images.
 
-    A graph of a fixed batch size is given exactly that many: the last run repeats its last image to fill
-    up, and the answers to those are cut off.
+    A backend that takes no fewer than some number of images (a graph of a fixed batch size, an engine)
+    is given that many: the last run repeats its last image, and the answers to those are cut off.
     """
-    fixed = backend.input.shape[0]
-    step = fixed if fixed > 0 else max_batch
+    low, high = _limits(backend, max_batch)
     parts = []
-    for start in range(0, len(pixels), step):
-        piece = pixels[start : start + step]
-        fill = step - len(piece) if fixed > 0 else 0
+    for start in range(0, len(pixels), high):
+        piece = pixels[start : start + high]
+        fill = max(0, low - len(piece))
         given = np.concatenate([piece, np.repeat(piece[-1:], fill, axis=0)]) if fill else piece
         parts.append(_run(backend, to_batch(given, backend.input.dtype))[: len(piece)])
     return np.concatenate(parts)
+
+
+def _limits(backend: Backend, max_batch: int) -> Tuple[int, int]:
+    """Fewest and most images of one run: a fixed batch, an engine's optimisation profile, or 1 to max_batch."""
+    fixed = backend.input.shape[0]
+    if fixed > 0:
+        return fixed, fixed
+    low, high = getattr(backend, "batches", (1, max_batch))
+    return low, max(low, min(high, max_batch))
 
 
 def _run(backend: Backend, batch: npt.NDArray[Any]) -> npt.NDArray[np.float32]:

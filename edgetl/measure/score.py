@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Dict, Optional, Sequence, Tuple
 
 import numpy as np
 
+from edgetl.runtime.classify import softmax
 from edgetl.stats import bootstrap_mean, images_needed, mcnemar, paired_difference, wilson
 
 if TYPE_CHECKING:
@@ -39,14 +40,6 @@ class Paired:
     kl: float
     kl_ci: Tuple[float, float]
     worst_class: Tuple[int, float]
-
-
-def softmax(logits: Floats) -> npt.NDArray[np.float64]:
-    """Probabilities over the last axis, computed in float64 without overflow."""
-    values = np.asarray(logits, dtype=np.float64)
-    shifted = np.exp(values - values.max(axis=-1, keepdims=True))
-    out: npt.NDArray[np.float64] = shifted / shifted.sum(axis=-1, keepdims=True)
-    return out
 
 
 def metrics(logits: Floats, targets: Ints, labels: Sequence[str]) -> Dict[str, Any]:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Protocol, Sequence
 
-import numpy as np
-
 from edgetl.errors import BundleError
-from edgetl.measure.score import Paired, compare, metrics, softmax
+from edgetl.measure.score import Paired, compare, metrics
+from edgetl.runtime.classify import top_k
 
 if TYPE_CHECKING:
+    import numpy as np
     import numpy.typing as npt
 
     Floats = npt.NDArray[np.floating[Any]]
@@ -60,10 +60,8 @@ class Classification:
         return compare(reference, candidate, targets, seed, max_drop)
 
     def decode(self, output: Floats, labels: Sequence[str], top: int) -> List[Dict[str, Any]]:
-        """Logits (C,) -> [{"label", "probability"}], the `top` most likely; equal ones in class order."""
-        probabilities = softmax(output)
-        order = np.argsort(-probabilities, kind="stable")[:top]
-        return [{"label": labels[int(i)], "probability": float(probabilities[i])} for i in order]
+        """See classify.top_k."""
+        return top_k(output, labels, top)
 
 
 TASKS: Dict[str, Task] = {task.name: task for task in (Classification(),)}
