@@ -99,6 +99,10 @@ TARGETS = {
 }
 DEFAULT_TARGET = "jetpack6"
 
+# TensorRT for RTX, no compute capability set: one engine for all of these (NVIDIA's documentation; Turing, 7.5,
+# would have to be asked for). Never a Jetson, and not the data-centre chips of 9.0 and 10.0.
+RTX_PORTABLE: Tuple[Sm, ...] = ((8, 0), (8, 6), (8, 9), (12, 0))
+
 _JETPACK4 = (
     "JetPack 4's TensorRT 8.2 lacks the calls that 8.5 to 11 share; JetPack 5 needs a Xavier or Orin board, "
     "on a Nano or TX2 use an older tool"
@@ -155,6 +159,11 @@ def units(sm: Sm) -> Units:
     )
 
 
+def sm_text(sm: Sm) -> str:
+    """(8, 7) -> "8.7"."""
+    return "%d.%d" % sm
+
+
 def parse_tegra_release(text: str) -> Optional[str]:
     """L4T release, "36.4.3", from `/etc/nv_tegra_release`; None if it does not say. Its BOARD field lies."""
     match = re.search(r"#\s*R(\d+)\s*\(release\),\s*REVISION:\s*([\d.]+)", text)
@@ -185,6 +194,7 @@ def board_of(compatible: bytes) -> Optional[Board]:
 class EngineKey:
     """All that an engine depends on. Two engines with equal keys are interchangeable; no others are.
 
+    `precision` is the graph's, but for TensorRT 8's FP16, which is the FP32 graph with the FP16 flag.
     `flavour`: "tensorrt" or "tensorrt_rtx". `tensorrt`: all four numbers. `platform`: "linux-x86_64".
     `gpu`, `sm` ("8.7"), `sm_count`, `board`: empty and 0 for an engine built ahead of time. `batch`: "MIN,OPT,MAX".
     `workspace_mib`: 0 is TensorRT's own limit. `level`: builder optimisation level, -1 is TensorRT's default.
@@ -192,6 +202,7 @@ class EngineKey:
     """
 
     graph_sha256: str
+    precision: str
     flavour: str
     tensorrt: str
     platform: str

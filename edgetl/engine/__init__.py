@@ -1,17 +1,21 @@
 """Graph -> TensorRT engine on this machine, and the proof of what precision its layers run in."""
 
+from edgetl.engine.build import BuildOptions, build
 from edgetl.engine.coverage import PROXY, coverage, missing
 from edgetl.engine.layers import Coverage, Layer, Source
-from edgetl.engine.toolkit import TENSORRT, TENSORRT_RTX, Toolkit, line_for, load
+from edgetl.engine.toolkit import Toolkit, line_for, load
+from edgetl.runtime.binding import TENSORRT, TENSORRT_RTX
 
 __all__ = [
     "PROXY",
     "TENSORRT",
     "TENSORRT_RTX",
+    "BuildOptions",
     "Coverage",
     "Layer",
     "Source",
     "Toolkit",
+    "build",
     "coverage",
     "line_for",
     "load",

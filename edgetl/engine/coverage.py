@@ -6,9 +6,10 @@ from pathlib import Path
 
 from edgetl.engine.layers import Coverage
 from edgetl.engine.plan import PlanOptions, make_plan
-from edgetl.engine.toolkit import TENSORRT_RTX, load
+from edgetl.engine.toolkit import load
 from edgetl.errors import BackendError
 from edgetl.monitor import SILENT, Monitor
+from edgetl.runtime.binding import TENSORRT_RTX
 from edgetl.spec import BatchProfile
 
 PROXY = "TensorRT for RTX's parser and builder: a proxy for, not a proof of, what TensorRT 8.5 to 11 does on a device"

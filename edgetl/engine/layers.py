@@ -25,7 +25,7 @@ _DTYPES = (
 PRECISIONS = ("int8", "fp16", "fp32")
 
 # Kinds of plan layers that multiply; where a node is spread over several layers, these speak for it.
-_COMPUTE_KIND = re.compile(r"correlation|gemm|fusion|conv|matrix|cask", re.I)
+_COMPUTE_KIND = re.compile(r"correlation|gemm|fusion|conv|matrix", re.I)
 
 
 @dataclass(frozen=True)
@@ -67,12 +67,14 @@ class Coverage:
 
     @property
     def counts(self) -> Dict[str, int]:
-        """{"int8", "fp16", "fp32"}: plan layers that multiply, by precision; glue around them is not counted."""
-        nodes = {s.node for s in self.sources}
-        heavy = {id(layer): layer for layer in map(self._layer_of, sorted(nodes)) if layer is not None}
+        """{"int8", "fp16", "fp32"}: plan layers that multiply, by precision; glue around them is not counted.
+
+        Another precision ("bf16", "fp8") has a key where the plan uses it.
+        """
         out = dict.fromkeys(PRECISIONS, 0)
-        for layer in heavy.values():
-            out[layer.precision] = out.get(layer.precision, 0) + 1
+        for layer in self._multiplying():
+            if layer.precision:
+                out[layer.precision] = out.get(layer.precision, 0) + 1
         return out
 
     @property
@@ -90,6 +92,12 @@ class Coverage:
         """The nodes among `quantised` (default: those the parser saw quantised) that do not run in INT8."""
         wanted = [s.node for s in self.sources if s.quantised] if quantised is None else list(quantised)
         return tuple(node for node in wanted if self.precision_of(node) != "int8")
+
+    def _multiplying(self) -> List[Layer]:
+        """The layers of the sources; by their kind where the plan names none of them (8.5 renames freely)."""
+        found = [self._layer_of(s.node) for s in self.sources]
+        named = {id(layer): layer for layer in found if layer is not None}
+        return list(named.values()) or [layer for layer in self.layers if _COMPUTE_KIND.search(layer.kind)]
 
     def _layer_of(self, node: str) -> Optional[Layer]:
         """The layer that does the node's arithmetic: of those naming it the one of a computing kind."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Dict, List, Optional, Tuple
 
+from edgetl.engine.guard import interruptible, progress_for, stdout_to_stderr
 from edgetl.engine.layers import Coverage, Layer, Source, from_build_log, from_inspector, onnx_nodes
-from edgetl.engine.log import Log, interruptible, logger_for, progress_for, stdout_to_stderr
-from edgetl.engine.toolkit import TENSORRT_RTX, Toolkit
+from edgetl.engine.toolkit import Toolkit
 from edgetl.errors import EngineError
 from edgetl.monitor import SILENT, Monitor
+from edgetl.runtime.binding import TENSORRT_RTX, Log, logger_for
 from edgetl.spec import BatchProfile
 
 _MIB = 1 << 20

@@ -7,17 +7,13 @@ precision is never an option of the build. Python 3.8.
 
 from __future__ import annotations
 
-import importlib
-import sys
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Mapping, Tuple
 
-from edgetl.errors import BackendError, EngineError, InputError
+from edgetl.errors import EngineError, InputError
+from edgetl.runtime.binding import TENSORRT, TENSORRT_RTX, TITLES, import_binding
 from edgetl.target import TRT8, TRT10, parse_version, profile_for
-
-TENSORRT, TENSORRT_RTX = "tensorrt", "tensorrt_rtx"
-INSTALL_RTX = "install it with `pip install tensorrt-rtx` (x86-64 Linux and Windows)"
 
 
 @dataclass(frozen=True)
@@ -81,28 +77,14 @@ class Toolkit:
     @property
     def title(self) -> str:
         """For people: "TensorRT 10.3.0.30"."""
-        return "%s %s" % ("TensorRT for RTX" if self.flavour == TENSORRT_RTX else "TensorRT", self.version)
+        return "%s %s" % (TITLES[self.flavour], self.version)
 
 
 def load(flavour: str = TENSORRT) -> Toolkit:
-    """Import the binding. Raises BackendError that says what is missing and what to do about it."""
-    try:
-        module = importlib.import_module(flavour)
-        version = str(module.__version__)
-    except (ImportError, OSError, AttributeError, RuntimeError) as error:
-        # NVIDIA's stub wheels raise RuntimeError, a missing library OSError, a hollow module AttributeError.
-        raise BackendError(*_missing(flavour, error)) from error
+    """Import the binding. Raises BackendError (what is missing, what to do), EngineError (version not served)."""
+    module = import_binding(flavour)
+    version = str(module.__version__)
     return Toolkit(module, flavour, version, line_for(version, flavour))
-
-
-def _missing(flavour: str, error: BaseException) -> Tuple[str, str, str]:
-    if flavour == TENSORRT_RTX:
-        return "TensorRT for RTX is not installed", str(error), INSTALL_RTX
-    if sys.prefix != sys.base_prefix and sys.platform == "linux":
-        hint = "; on a Jetson the system's own is seen from a venv made with --system-site-packages"
-    else:
-        hint = ""
-    return "TensorRT is not installed", str(error), "install edgetl[tensorrt] beside an NVIDIA GPU" + hint
 
 
 def _member(trt: Any, enum: str, name: str) -> Any:

@@ -1,4 +1,4 @@
-"""TensorRT's log, kept off our streams and read for what it says. Python 3.8."""
+"""What must hold around a native build: Ctrl-C is safe, stdout stays ours, progress is told. Python 3.8."""
 
 from __future__ import annotations
 
@@ -7,47 +7,9 @@ import signal
 import sys
 import threading
 from contextlib import contextmanager
-from typing import Any, Dict, Iterator, List
+from typing import Any, Dict, Iterator
 
 from edgetl.monitor import Monitor
-
-_KEPT = ("INTERNAL_ERROR", "ERROR", "WARNING")
-_MOST_LINES = 200  # of each kind; a broken graph can complain for thousands of lines
-
-
-class Log:
-    """What a build said: `problems` (errors), `warnings`, and `layers`, the one message that lists the plan's."""
-
-    def __init__(self) -> None:
-        self.problems: List[str] = []
-        self.warnings: List[str] = []
-        self.layers = ""
-
-    def take(self, severity: str, message: str) -> None:
-        """File one message. Never raises: an exception that crosses TensorRT's C++ frames ends the process."""
-        if message.startswith("Layers:"):
-            self.layers = message
-        elif severity in _KEPT:
-            lines = self.warnings if severity == "WARNING" else self.problems
-            if len(lines) < _MOST_LINES:
-                lines.append(" ".join(message.split()))
-
-    def last_problem(self) -> str:
-        """The error that the builder ended on, or "no reason given"."""
-        return self.problems[-1] if self.problems else "no reason given"
-
-
-def logger_for(trt: Any, log: Log) -> Any:
-    """A trt.ILogger that files everything in `log`, VERBOSE included (the layer list is told at that level)."""
-
-    class Logger(trt.ILogger):  # type: ignore[misc]  # the base class comes from the loaded binding
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-
-        def log(self, severity: Any, message: str) -> None:
-            log.take(severity.name, message)
-
-    return Logger()
 
 
 class Cancel:
