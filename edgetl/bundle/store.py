@@ -115,7 +115,11 @@ class Bundle:
         path = self.path / str(record["file"])
         if not path.is_file():
             raise BundleError("a file of the bundle is missing", path, "restore it or run its stage again")
-        if path.stat().st_size != record["bytes"] or files.sha256_file(path) != record["sha256"]:
+        try:
+            same = path.stat().st_size == record["bytes"] and files.sha256_file(path) == record["sha256"]
+        except OSError as error:
+            raise BundleError("a file of the bundle cannot be read", "%s (%s)" % (path, error.strerror)) from error
+        if not same:
             raise BundleError("the bytes of a file in the bundle changed", path, "restore it or run its stage again")
         return path
 

@@ -7,6 +7,7 @@ from edgetl.images.dataset import (
     Sample,
     draw_balanced,
     rank_of,
+    skipping,
     split_digest,
     with_calibration,
 )
@@ -30,6 +31,7 @@ __all__ = [
     "read_data",
     "read_sample",
     "resized",
+    "skipping",
     "split_digest",
     "stream",
     "to_batch",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Sequence, Tuple
 
@@ -51,9 +51,7 @@ class Dataset:
 
     def to_json(self) -> Dict[str, Any]:
         """What the bundle's splits file holds; `from_json` takes it back."""
-        return {
-            name: [[s.path, s.target, s.digest, s.group] for s in samples] for name, samples in self.splits.items()
-        }
+        return {name: [[s.path, s.target, s.digest, s.group] for s in samples] for name, samples in self.splits.items()}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any], root: Path, labels: Sequence[str]) -> Dataset:
@@ -80,7 +78,7 @@ def draw_balanced(samples: Sequence[Sample], count: int, seed: int) -> List[Samp
     """
     queues: Dict[int, List[Sample]] = {}
     seen = set()
-    for sample in sorted(samples, key=lambda s: (rank_of(seed, s.digest), s.path)):
+    for sample in sorted(samples, key=lambda s: (rank_of(seed, s.digest), s.target, s.path)):
         if sample.digest not in seen:
             seen.add(sample.digest)
             queues.setdefault(sample.target, []).append(sample)
@@ -99,7 +97,30 @@ def with_calibration(data: Dataset, count: int, seed: int) -> Dataset:
     drawn = tuple(draw_balanced(data.split("train"), count, seed))
     if not drawn:
         raise DataError("there are no training images to calibrate on", data.root)
-    return Dataset(data.root, data.labels, dict(data.splits, calibration=drawn), data.given, data.warnings, data.skipped)
+    return Dataset(
+        data.root, data.labels, dict(data.splits, calibration=drawn), data.given, data.warnings, data.skipped
+    )
+
+
+def skipping(data: Dataset, bad: Mapping[str, str]) -> Dataset:
+    """`data` without the images of `bad` (sample path -> why it cannot be decoded): `--skip-corrupt`.
+
+    They are named in `skipped` and counted in a warning. Raises DataError when that leaves a class with
+    no training image, or a split with none.
+    """
+    if not bad:
+        return data
+    splits = {name: tuple(s for s in found if s.path not in bad) for name, found in data.splits.items()}
+    for name, found in splits.items():
+        lost = {s.target for s in data.splits[name]} - {s.target for s in found}
+        if lost and (name == "train" or not found):
+            label = data.labels[min(lost)]
+            raise DataError(
+                "no image that can be decoded is left", "class %s in %s" % (label, name), "replace the corrupt images"
+            )
+    skipped = tuple("%s: %s" % (path, bad[path]) for path in sorted(bad))
+    warnings = data.warnings + ("%d corrupt images are left out: %s" % (len(bad), ", ".join(sorted(bad)[:5])),)
+    return replace(data, splits=splits, warnings=warnings, skipped=data.skipped + skipped)
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,13 @@ Python 3.8, numpy >= 1.17 and Pillow >= 7.0: the same code runs on the PC and on
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Union
+from typing import TYPE_CHECKING, Any, Tuple, Union
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from edgetl.errors import CorruptImage, DataError
 from edgetl.spec import Fit, Preprocess
@@ -21,8 +23,45 @@ if TYPE_CHECKING:
     Pixels = npt.NDArray[np.uint8]
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+MAX_RESIZED_PIXELS = 1 << 27  # 400 MB of RGB
 LETTERBOX_GREY = 114  # the field's customary bar colour (YOLO's letterbox)
-_FILTERS = {"nearest": Image.NEAREST, "bilinear": Image.BILINEAR, "bicubic": Image.BICUBIC}
+
+# Enums since Pillow 9.1, numbers in the module before (JetPack 5 has 7.0).
+_resampling: Any = getattr(Image, "Resampling", Image)
+_transpose: Any = getattr(Image, "Transpose", Image)
+_FILTERS = {"nearest": _resampling.NEAREST, "bilinear": _resampling.BILINEAR, "bicubic": _resampling.BICUBIC}
+
+# What may hide behind those extensions. Others stay shut: Pillow hands PostScript to a program, for one.
+_FORMATS = ("JPEG", "MPO", "PNG", "GIF", "BMP", "DIB", "WEBP", "TIFF")
+
+# EXIF tag 274 -> what turns the image upright. Not ImageOps.exif_transpose: it copies every upright image,
+# and the one of Pillow 7 fails where the EXIF block cannot be written again.
+_ORIENTATION_TAG = 274
+_UPRIGHT = {
+    2: _transpose.FLIP_LEFT_RIGHT,
+    3: _transpose.ROTATE_180,
+    4: _transpose.FLIP_TOP_BOTTOM,
+    5: _transpose.TRANSPOSE,
+    6: _transpose.ROTATE_270,
+    7: _transpose.TRANSVERSE,
+    8: _transpose.ROTATE_90,
+}
+
+# What Pillow's decoders raise on a broken file, depending on the format and on the byte that is wrong.
+_BROKEN = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    RuntimeError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
 
 
 def decode(data: bytes, name: object = "image") -> Image.Image:
@@ -31,19 +70,32 @@ def decode(data: bytes, name: object = "image") -> Image.Image:
     EXIF orientation is applied; grey, palette, CMYK and 1-bit become RGB; transparent pixels are shown
     on white; 16-bit grey keeps its high byte. Raises CorruptImage naming `name`.
     """
+    if not data:
+        raise CorruptImage("an empty file", name, "remove it, or skip such files with --skip-corrupt")
     try:
         with Image.open(io.BytesIO(data)) as image:
+            if image.format not in _FORMATS:
+                raise CorruptImage("not an image format that is read here", "%s (%s)" % (name, image.format))
             image.load()
-            return _to_rgb(ImageOps.exif_transpose(image), name)
+            turn = _UPRIGHT.get(_orientation(image))
+            rgb = _to_rgb(image, name)  # first: old Pillows cannot turn 16-bit pixels
+            return rgb if turn is None else rgb.transpose(turn)
     except DataError:
         raise
     except UnidentifiedImageError:
         raise CorruptImage("not an image", name, "remove it, or skip such files with --skip-corrupt") from None
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        # Pillow reports a broken file as any of these, depending on the format.
+    except _BROKEN as error:
         raise CorruptImage(
             "the image is corrupt or cut short", "%s (%s)" % (name, error), "replace it, or use --skip-corrupt"
         ) from error
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        value = image.getexif().get(_ORIENTATION_TAG, 1)
+    except _BROKEN:
+        return 1  # the pixels are whole; every viewer shows a photo with a broken EXIF block as it lies
+    return value if isinstance(value, int) else 1
 
 
 def _to_rgb(image: Image.Image, name: object) -> Image.Image:
@@ -61,20 +113,30 @@ def _to_rgb(image: Image.Image, name: object) -> Image.Image:
     return image.convert("RGB")
 
 
-def resized(image: Image.Image, spec: Preprocess) -> Image.Image:
-    """`image` after the resize of `spec`, before its centre crop (for `crop`: shorter side = spec.resize)."""
-    width, height = image.size
-    if spec.fit is Fit.STRETCH:
-        target = (spec.size, spec.size)
-    elif spec.fit is Fit.LETTERBOX:
-        scale = spec.size / max(width, height)
-        target = (max(1, int(round(width * scale))), max(1, int(round(height * scale))))
-    else:
-        # torchvision's rule (transforms.functional._compute_resized_output_size): the longer side is cut, not rounded.
-        short, long = min(width, height), max(width, height)
-        other = int(spec.resize * long / short)
-        target = (spec.resize, other) if width <= height else (other, spec.resize)
+def resized(image: Image.Image, spec: Preprocess, name: object = "image") -> Image.Image:
+    """`image` after the resize of `spec`, before its centre crop (for `crop`: shorter side = spec.resize).
+
+    Raises CorruptImage for one so long and thin that its resize would not fit in memory.
+    """
+    target = _resized_size(image.size, spec)
+    if target[0] * target[1] > MAX_RESIZED_PIXELS:
+        raise CorruptImage(
+            "the image is too long and thin for a crop", "%s (%d x %d)" % ((name,) + image.size), "use --fit letterbox"
+        )
     return image if target == image.size else image.resize(target, _FILTERS[spec.interpolation])
+
+
+def _resized_size(size: Tuple[int, int], spec: Preprocess) -> Tuple[int, int]:
+    width, height = size
+    if spec.fit is Fit.STRETCH:
+        return (spec.size, spec.size)
+    if spec.fit is Fit.LETTERBOX:
+        scale = spec.size / max(width, height)
+        return (max(1, round(width * scale)), max(1, round(height * scale)))
+    # torchvision's rule (transforms.functional._compute_resized_output_size): the longer side is cut, not rounded.
+    short, long = min(width, height), max(width, height)
+    other = int(spec.resize * long / short)
+    return (spec.resize, other) if width <= height else (other, spec.resize)
 
 
 def fitted(image: Image.Image, spec: Preprocess) -> Image.Image:
@@ -86,14 +148,15 @@ def fitted(image: Image.Image, spec: Preprocess) -> Image.Image:
         out = Image.new("RGB", (spec.size, spec.size), (LETTERBOX_GREY,) * 3)
         out.paste(image, ((spec.size - width) // 2, (spec.size - height) // 2))
         return out
-    left = int(round((width - spec.size) / 2.0))  # torchvision's center_crop rounds the same way
-    top = int(round((height - spec.size) / 2.0))
+    left = round((width - spec.size) / 2.0)  # torchvision's center_crop rounds the same way
+    top = round((height - spec.size) / 2.0)
     return image.crop((left, top, left + spec.size, top + spec.size))
 
 
 def to_input(data: bytes, spec: Preprocess, name: object = "image") -> Pixels:
     """uint8 (size, size, 3) RGB: what a network is given for these encoded bytes."""
-    return np.asarray(fitted(resized(decode(data, name), spec), spec), dtype=np.uint8)
+    # A copy: an array over Pillow's own memory is read-only, which torch warns of.
+    return np.array(fitted(resized(decode(data, name), spec, name), spec), dtype=np.uint8)
 
 
 def to_batch(pixels: Pixels, dtype: str) -> np.ndarray:
@@ -111,5 +174,3 @@ def read_bytes(path: Union[str, Path]) -> bytes:
         raise DataError("no such image", path) from None
     except OSError as error:
         raise DataError("the image cannot be read", "%s (%s)" % (path, error.strerror)) from error
-
-

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Dict, List, Sequence, Tuple
 
 from edgetl.images.dataset import Sample, rank_of
@@ -36,26 +37,49 @@ def stratified(samples: Sequence[Sample], fractions: Dict[str, float], seed: int
 
     The order within a class is a hash of (seed, content), so it depends neither on file names nor on the
     order of the listing. Each class keeps at least one unit in train, and gives each wanted split one
-    when it has enough units.
+    when it has enough units. A unit of several classes counts as its most frequent one.
     """
     by_class: Dict[int, List[List[Sample]]] = {}
     for unit in units(samples):
-        by_class.setdefault(min(s.target for s in unit), []).append(unit)
+        by_class.setdefault(_class_of(unit), []).append(unit)
     chosen: Dict[str, List[Sample]] = {"train": []}
     chosen.update({name: [] for name in fractions})
     for target in sorted(by_class):
         queue = sorted(by_class[target], key=lambda unit: min(rank_of(seed, s.digest) for s in unit))
         total = sum(len(unit) for unit in queue)
         for name, fraction in fractions.items():
-            wanted = max(1, int(round(total * fraction))) if fraction > 0 else 0
-            taken = 0
-            while taken < wanted and len(queue) > 1:
-                unit = queue.pop(0)
-                chosen[name].extend(unit)
-                taken += len(unit)
-        for unit in queue:
-            chosen["train"].extend(unit)
+            taken, queue = _take(queue, max(1, round(total * fraction)) if fraction > 0 else 0)
+            chosen[name].extend(sample for unit in taken for sample in unit)
+        chosen["train"].extend(sample for unit in queue for sample in unit)
     return {name: _ordered(found) for name, found in chosen.items() if found or name == "train"}
+
+
+def _class_of(unit: Sequence[Sample]) -> int:
+    if len(unit) == 1:
+        return unit[0].target
+    counts = Counter(sample.target for sample in unit)
+    return min(counts, key=lambda target: (-counts[target], target))
+
+
+def _take(queue: Sequence[List[Sample]], wanted: int) -> Tuple[List[List[Sample]], List[List[Sample]]]:
+    """(taken, left): units from the front of `queue` until `wanted` images are reached, one left at least.
+
+    A unit is taken when that brings the number nearer to `wanted`; where none does, the smallest is.
+    """
+    taken: List[List[Sample]] = []
+    left: List[List[Sample]] = []
+    count = 0
+    for index, unit in enumerate(queue):
+        is_last = not left and index == len(queue) - 1
+        if not is_last and 2 * count + len(unit) <= 2 * wanted and count < wanted:
+            taken.append(unit)
+            count += len(unit)
+        else:
+            left.append(unit)
+    if wanted and not taken and len(left) > 1:
+        smallest = min(range(len(left)), key=lambda i: len(left[i]))
+        taken.append(left.pop(smallest))
+    return taken, left
 
 
 def drop_train_copies(splits: Dict[str, List[Sample]]) -> Tuple[Splits, int]:

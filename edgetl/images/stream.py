@@ -6,7 +6,7 @@ import os
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Callable, Deque, Iterator, List, NamedTuple, Optional, Sequence
+from typing import TYPE_CHECKING, Callable, Deque, Iterator, List, NamedTuple, Optional, Sequence, Tuple, TypeVar
 
 import numpy as np
 
@@ -18,6 +18,9 @@ from edgetl.spec import Preprocess
 
 if TYPE_CHECKING:
     import numpy.typing as npt
+
+
+T = TypeVar("T")
 
 
 class Batch(NamedTuple):
@@ -64,13 +67,17 @@ def stream(
 def prefetched(
     items: Sequence[Sample],
     batch_size: int,
-    load: Callable[[Sample], npt.NDArray[np.uint8]],
+    load: Callable[[Sample], T],
     workers: Optional[int] = None,
-) -> Iterator[tuple]:
-    """(chunk, [load(item) for item in chunk]) with the next two chunks being loaded by threads."""
+) -> Iterator[Tuple[Sequence[Sample], List[T]]]:
+    """(chunk, [load(item) for item in chunk]) with at most the next two chunks being loaded by threads.
+
+    Results come in the order of `items`, and an error of `load` where its item would have come; leaving
+    early (or Ctrl-C) ends the threads.
+    """
     chunks = [items[i : i + batch_size] for i in range(0, len(items), batch_size)]
     pool = ThreadPoolExecutor(max_workers=workers or min(8, os.cpu_count() or 1))
-    pending: Deque[List[Future]] = deque()
+    pending: Deque[List[Future[T]]] = deque()
     try:
         for chunk in chunks[:2]:
             pending.append([pool.submit(load, item) for item in chunk])
