@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Dict, Iterable, List, Mapping, Tuple
+from typing import TYPE_CHECKING, Dict, Iterable, List, Mapping, Tuple
 
 import numpy as np
 
-from edgetl.errors import BackendError, DataError
-from edgetl.images import Batch, to_batch
-from edgetl.runtime import Backend
+from edgetl.errors import DataError
+from edgetl.images import Batch
+from edgetl.runtime import Backend, run_pixels
+
+__all__ = ["predict", "predict_each", "run_pixels"]
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -52,38 +54,3 @@ def predict_each(
         raise DataError("there are no images to predict on")
     found = {name: np.concatenate(parts) for name, parts in outputs.items() if name not in failed}
     return found, np.concatenate(targets), failed
-
-
-def run_pixels(backend: Backend, pixels: npt.NDArray[np.uint8], max_batch: int = 32) -> npt.NDArray[np.float32]:
-    """uint8 (B, S, S, 3) RGB -> float32 (B, C) logits, in runs of at most `max_batch` images.
-
-    A backend that takes no fewer than some number of images (a graph of a fixed batch size, an engine)
-    is given that many: the last run repeats its last image, and the answers to those are cut off.
-    """
-    low, high = _limits(backend, max_batch)
-    parts = []
-    for start in range(0, len(pixels), high):
-        piece = pixels[start : start + high]
-        fill = max(0, low - len(piece))
-        given = np.concatenate([piece, np.repeat(piece[-1:], fill, axis=0)]) if fill else piece
-        parts.append(_run(backend, to_batch(given, backend.input.dtype))[: len(piece)])
-    return np.concatenate(parts)
-
-
-def _limits(backend: Backend, max_batch: int) -> Tuple[int, int]:
-    """Fewest and most images of one run: a fixed batch, an engine's optimisation profile, or 1 to max_batch."""
-    fixed = backend.input.shape[0]
-    if fixed > 0:
-        return fixed, fixed
-    low, high = getattr(backend, "batches", (1, max_batch))
-    return low, max(low, min(high, max_batch))
-
-
-def _run(backend: Backend, batch: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-    out = backend.run(batch)
-    if out.ndim != 2 or len(out) != len(batch):
-        raise BackendError(
-            "%s gave another shape than one row of logits an image" % backend.name,
-            "%s for %d images" % (list(out.shape), len(batch)),
-        )
-    return out

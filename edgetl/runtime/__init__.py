@@ -3,6 +3,6 @@
 The heavy doors (`runtime.ort`, `runtime.trt`) are imported where they are used, never from here.
 """
 
-from edgetl.runtime.backend import EVIDENCE, Backend, check_batch
+from edgetl.runtime.backend import EVIDENCE, Backend, as_logits, check_batch, run_pixels
 
-__all__ = ["EVIDENCE", "Backend", "check_batch"]
+__all__ = ["EVIDENCE", "Backend", "as_logits", "check_batch", "run_pixels"]

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Dict, List, Sequence
 import numpy as np
 
 from edgetl.errors import BackendError
-from edgetl.images import to_batch, to_input
-from edgetl.runtime.backend import Backend
+from edgetl.images import to_input
+from edgetl.runtime.backend import Backend, run_pixels
 from edgetl.spec import Preprocess
 
 if TYPE_CHECKING:
@@ -47,7 +47,4 @@ def classify(
 ) -> List[Dict[str, Any]]:
     """One encoded image -> its `top` classes, best first. Raises CorruptImage naming `name`, BackendError."""
     pixels = to_input(encoded, preprocess, name)[None]
-    fixed = backend.input.shape[0]
-    if fixed > 1:  # a graph of one batch size gets its image that many times
-        pixels = np.repeat(pixels, fixed, axis=0)
-    return top_k(backend.run(to_batch(pixels, backend.input.dtype))[0], labels, top)
+    return top_k(run_pixels(backend, pixels)[0], labels, top)

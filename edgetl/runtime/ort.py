@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Optional, Tuple, Ty
 import numpy as np
 
 from edgetl.errors import BackendError
-from edgetl.runtime.backend import check_batch
+from edgetl.runtime.backend import as_logits, check_batch
 from edgetl.spec import TensorSpec
 
 try:
@@ -69,6 +69,7 @@ class OrtBackend:
     """
 
     name = "onnxruntime"
+    output = "logits"  # what `run` returns, whatever the graph ends in
 
     def __init__(
         self,
@@ -85,7 +86,7 @@ class OrtBackend:
         _check_placement(placed, provider, self.graph)
         self._session: Optional[Any] = session
         self.input = _input_spec(session, self.graph)
-        self.output = str(session.get_outputs()[0].name)
+        self._output = str(session.get_outputs()[0].name)
         self.metadata: Dict[str, str] = dict(session.get_modelmeta().custom_metadata_map)
         self.evidence = _evidence(provider, simulate, self.metadata, placed)
 
@@ -95,10 +96,10 @@ class OrtBackend:
             raise BackendError("onnxruntime was closed already", self.graph)
         check_batch(batch, self.input, self.name)
         try:
-            out = self._session.run([self.output], {self.input.name: batch})[0]
+            out = self._session.run([self._output], {self.input.name: batch})[0]
         except _ERRORS as error:
             raise BackendError("onnxruntime failed while running", "%s (%s)" % (self.graph, error)) from error
-        return np.asarray(out, dtype=np.float32)
+        return as_logits(out, self._output)
 
     def device_ms(self) -> Optional[float]:
         """None: onnxruntime gives no device time for a run."""
@@ -117,6 +118,11 @@ def available_providers() -> List[str]:
     """
     compiled = onnxruntime.get_available_providers()
     return [name for name in (TENSORRT, CUDA) if name in compiled and _loads(name)] + [CPU]
+
+
+def listed_providers() -> List[str]:
+    """The providers of this project that onnxruntime was compiled with; `available_providers` says which load."""
+    return [name for name in (TENSORRT, CUDA, CPU) if name in onnxruntime.get_available_providers()]
 
 
 def _loads(provider: str) -> bool:

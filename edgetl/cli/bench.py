@@ -1,0 +1,163 @@
+"""`edgetl bench`: how accurate and how fast each backend is beside PyTorch."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from edgetl.cli.candidates import BACKENDS, PRECISIONS, Wish, parse_names, pick
+from edgetl.cli.console import JsonFlag, OutOption, Session, session
+
+if TYPE_CHECKING:
+    from edgetl.bench import BenchData, BenchOptions, Change, Condition
+    from edgetl.bundle import Bundle
+    from edgetl.measure.rows import Row
+
+EXAMPLES = (
+    "Example:  edgetl bench models/flowers\n\n"
+    "In CI:    edgetl bench models/flowers --json --fail-if 'int8.drop_pp>0.5' --fail-if 'size_bytes>10e6'\n\n"
+    "Since:    edgetl bench models/flowers --out new.json --compare old.json"
+)
+
+
+def bench(
+    ctx: typer.Context,
+    bundle: Annotated[Path, typer.Argument(help="The bundle folder.", metavar="BUNDLE")],
+    data: Annotated[str | None, typer.Option(help="Measure on these images. Default: the bundle's test split.")] = None,
+    backends: Annotated[str | None, typer.Option(help="Some of torch,onnxruntime,tensorrt. Default: all here.")] = None,
+    precisions: Annotated[str | None, typer.Option(help="Some of fp32,fp16,int8. Default: all there are.")] = None,
+    target: Annotated[str | None, typer.Option(help="Graphs for this target only, for example jetpack6.")] = None,
+    batch: Annotated[str, typer.Option(help="Batch sizes to time, for example 1,8.")] = "1",
+    threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0: each runtime's own choice.")] = 0,
+    warmup: Annotated[int | None, typer.Option(min=0, help="Runs before timing. Default: until steady.")] = None,
+    seconds: Annotated[float, typer.Option(min=0.0, help="Timed for each backend, at least.")] = 5.0,
+    fail_if: Annotated[list[str] | None, typer.Option(help="Exit 3 where a row is like this. Repeatable.")] = None,
+    compare: Annotated[Path | None, typer.Option(help="An earlier --out file to compare with.", metavar="FILE")] = None,
+    as_json: JsonFlag = False,
+    out: OutOption = None,
+) -> None:
+    """Measure accuracy, latency, size and memory of every backend that runs here, beside PyTorch fp32.
+
+    Backends take turns, after warm-up; every image is decoded once for all. A number that would mean
+    nothing (the latency of a TensorRT graph on a CPU) is not shown. Rows are kept in BUNDLE/runs/bench.jsonl.
+    """
+    with session(ctx, as_json, out) as run:
+        from edgetl.bench import BenchOptions, parse
+        from edgetl.bundle import Bundle
+        from edgetl.measure.latency import Effort
+
+        opened = Bundle.open(bundle)
+        wish = Wish(
+            parse_names(backends, BACKENDS, "--backends"),
+            parse_names(precisions, PRECISIONS, "--precisions"),
+            _profile(target),
+            threads,
+        )
+        conditions = [parse(text) for text in fail_if or []]
+        earlier = _earlier(compare)
+        options = BenchOptions(_batches(batch), threads, Effort(seconds=seconds, warmup=warmup))
+        result = measured(run, opened, wish, data, options)
+        _finish(run, opened, result, conditions, earlier)
+
+
+def measured(run: Session, bundle: Bundle, wish: Wish, data: str | None, options: BenchOptions) -> dict[str, Any]:
+    """The JSON object of a bench, its rows kept in the bundle."""
+    from edgetl.bench import bench as measure
+    from edgetl.measure import task_of
+
+    candidates, reference = pick(bundle, wish, run.monitor.say)
+    images = images_of(bundle, data, run.monitor.say)
+    result = measure(candidates, reference, images, task_of(bundle.manifest), options, run.monitor)
+    at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    bundle.append_rows("bench", [json.dumps({"at": at, **row}, ensure_ascii=False) for row in result["rows"]])
+    where = [{"at": at, "id": identity, **facts} for identity, facts in result["environments"].items()]
+    bundle.append_rows("environments", [json.dumps(facts, ensure_ascii=False) for facts in where])
+    return result
+
+
+def images_of(bundle: Bundle, data: str | None, say: Any) -> BenchData:
+    """The test images; val where there is no test, which the rows then say."""
+    from edgetl.bench import BenchData
+    from edgetl.errors import DataError
+    from edgetl.images.of_bundle import open_data
+
+    try:
+        dataset, samples, split = open_data(bundle, "test", data)
+    except DataError as no_test:
+        try:
+            dataset, samples, split = open_data(bundle, "val", data)
+        except DataError:
+            raise no_test from None
+        say("there is no test split: measuring on val, on which the model was also selected")
+    return BenchData(dataset.root, samples, split, bundle.preprocess, bundle.labels)
+
+
+def show(console: Any, result: dict[str, Any], title: str) -> None:
+    """The table of a bench's JSON object."""
+    from edgetl.bench.table import render_table
+    from edgetl.measure.rows import rows_of
+
+    console.print(render_table(rows_of(result, "this bench"), title))
+
+
+def _finish(
+    run: Session,
+    bundle: Bundle,
+    result: dict[str, Any],
+    conditions: list[Condition],
+    earlier: tuple[Path, list[Row]] | None,
+) -> None:
+    """Hand the result over; raise ContractUnmet where a condition is not kept."""
+    from edgetl.bench import changes, check_all
+    from edgetl.errors import ContractUnmet
+    from edgetl.measure.rows import rows_of
+
+    rows = rows_of(result, bundle.path)
+    found: list[Change] = []
+    if earlier is not None:
+        found = changes(earlier[1], rows)
+        result["compared"] = {"with": str(earlier[0]), "changes": [change.as_json() for change in found]}
+
+    def shown(console: Any) -> None:
+        from edgetl.bench.table import render_changes
+
+        show(console, result, str(bundle.path))
+        if earlier is not None:
+            console.print(render_changes(found, str(earlier[0])))
+        console.print(f"rows kept in {bundle.path / 'runs' / 'bench.jsonl'}", soft_wrap=True, highlight=False)
+
+    unmet = check_all(conditions, rows)
+    if not unmet:
+        run.done(result, show=shown)
+        return
+    if not run.as_json:  # with --json the object comes with the error, once
+        run.done(result, show=shown)
+    raise ContractUnmet("--fail-if", "; ".join(unmet), result=result)
+
+
+def _profile(target: str | None) -> str | None:
+    from edgetl.target import parse_target
+
+    return None if target is None else parse_target(target).profile
+
+
+def _batches(text: str) -> tuple[int, ...]:
+    from edgetl.errors import InputError
+
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdigit() and int(part) > 0 for part in parts):
+        raise InputError("--batch wants sizes above zero", text, "for example --batch 1,8")
+    return tuple(dict.fromkeys(int(part) for part in parts))
+
+
+def _earlier(file: Path | None) -> tuple[Path, list[Row]] | None:
+    if file is None:
+        return None
+    from edgetl.bundle import read_json
+    from edgetl.measure.rows import rows_of
+
+    return file, rows_of(read_json(file, "earlier bench"), file)

@@ -1,0 +1,212 @@
+"""Which backends a bundle can be run with on this machine. Decided here, measured by edgetl.bench."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from edgetl.errors import BackendError, BundleError, InputError
+
+if TYPE_CHECKING:
+    from edgetl.bench import Candidate
+    from edgetl.bundle import Bundle
+    from edgetl.runtime import Backend
+
+BACKENDS = ("torch", "onnxruntime", "tensorrt")
+PRECISIONS = ("fp32", "fp16", "int8")
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What the user asked for. `backends` and `precisions` empty: all; `profile` None: all that the bundle has."""
+
+    backends: tuple[str, ...] = ()
+    precisions: tuple[str, ...] = ()
+    profile: str | None = None
+    threads: int = 0
+
+    def wants(self, backend: str) -> bool:
+        """Whether this backend is to be measured."""
+        return not self.backends or backend in self.backends
+
+
+def parse_names(text: str | None, allowed: Sequence[str], option: str) -> tuple[str, ...]:
+    """`"a,b"` as names out of `allowed`; () for None. Raises InputError."""
+    names = tuple(part.strip() for part in (text or "").split(",") if part.strip())
+    for name in names:
+        if name not in allowed:
+            raise InputError(f"{option} knows no such name", name, "use some of " + ",".join(allowed))
+    return names
+
+
+def pick(bundle: Bundle, wish: Wish, say: Callable[[str], None]) -> tuple[list[Candidate], Candidate]:
+    """The candidates of a bench, and the reference of all drops (the checkpoint; an adopted graph: itself).
+
+    Raises BackendError / BundleError where something was asked for by name and is not there.
+    """
+    found: dict[str, list[Candidate]] = {"torch": [], "onnxruntime": [], "tensorrt": []}
+    torch = _torch(bundle, wish.threads)
+    if wish.wants("torch"):
+        found["torch"] = [c for c in torch if _precision_wanted(c.precision, wish)]
+    if wish.wants("onnxruntime"):
+        found["onnxruntime"] = _onnxruntime(bundle, wish)
+    if wish.wants("tensorrt"):
+        found["tensorrt"] = _tensorrt(bundle, wish, say)
+    for name in wish.backends:
+        if not found[name]:
+            raise BackendError("nothing to measure with this backend", name, _NEXT[name].format(path=bundle.path))
+    candidates = [candidate for name in BACKENDS for candidate in found[name]]
+    if not candidates:
+        raise BundleError("nothing in the bundle fits what was asked for", bundle.path, "see `edgetl inspect`")
+    if not bundle.artifacts("graph"):
+        say(f"no graph in this bundle yet: edgetl export {bundle.path} --int8 makes them")
+    return candidates, torch[0] if torch else _ort_candidate(bundle, adopted(bundle), _CPU, wish.threads)
+
+
+_CPU = "CPUExecutionProvider"
+_NEXT = {
+    "torch": "the bundle has no checkpoint at this precision (an adopted graph has none)",
+    "onnxruntime": "make the graphs with `edgetl export {path} --int8`",
+    "tensorrt": "engines are made by `edgetl build {path} --precision int8` on a machine that has TensorRT and a GPU",
+}
+
+
+def adopted(bundle: Bundle) -> Record:
+    """The record of the fp32 graph that an adopted bundle started from."""
+    graphs = bundle.artifacts("graph", precision="fp32")
+    if not graphs:
+        raise BundleError("the bundle has neither a checkpoint nor an fp32 graph", bundle.path)
+    return graphs[0]
+
+
+def newest_graphs(bundle: Bundle, profile: str | None, precisions: Sequence[str] = ()) -> list[Record]:
+    """The current graph of each (profile, precision, input), in the order of PRECISIONS."""
+    current = {(r["profile"], r["precision"], r["input"]): r for r in bundle.artifacts("graph")}
+    kept = [
+        record
+        for record in current.values()
+        if profile in (None, record["profile"]) and (not precisions or record["precision"] in precisions)
+    ]
+    return sorted(kept, key=lambda r: (r["profile"], PRECISIONS.index(r["precision"]), r["input"]))
+
+
+def open_graph(bundle: Bundle, record: Record, threads: int = 0, provider: str = _CPU) -> Callable[[], Backend]:
+    """How to open a recorded graph with onnxruntime; graphs of profile `cpu` are not simulated but run."""
+    from edgetl.runtime.ort import OrtBackend
+
+    simulate = record["profile"] != "cpu"
+    return partial(OrtBackend, bundle.file(record), provider=provider, threads=threads, simulate=simulate)
+
+
+def open_checkpoint(bundle: Bundle, threads: int = 0, device: str = "cpu") -> Callable[[], Backend]:
+    """How to open the checkpoint with PyTorch."""
+    from edgetl.transfer import TorchBackend
+
+    return partial(TorchBackend, bundle, device=device, threads=threads)
+
+
+def _precision_wanted(precision: str, wish: Wish) -> bool:
+    return not wish.precisions or precision in wish.precisions
+
+
+def _torch(bundle: Bundle, threads: int) -> list[Candidate]:
+    from edgetl.bench import Candidate, latency_evidence
+
+    checkpoints = bundle.artifacts("checkpoint")
+    if not checkpoints:
+        return []
+    return [
+        Candidate(
+            backend="torch",
+            provider=device,
+            profile=None,
+            precision="fp32",
+            opens=open_checkpoint(bundle, threads, device),
+            latency_evidence=latency_evidence("torch", device, None, "fp32"),
+            size_bytes=checkpoints[-1]["bytes"],
+        )
+        for device in ("cpu", *(["cuda:0"] if _gpu() else []))
+    ]
+
+
+def _onnxruntime(bundle: Bundle, wish: Wish) -> list[Candidate]:
+    from edgetl.runtime.ort import TENSORRT, available_providers
+
+    graphs = newest_graphs(bundle, wish.profile, wish.precisions)
+    if wish.profile and not graphs:
+        there = ", ".join(f"{r['profile']}/{r['precision']}" for r in newest_graphs(bundle, None)) or "none"
+        raise BundleError("the bundle has no such graph for this target", wish.profile, "it has: " + there)
+    return [
+        _ort_candidate(bundle, record, provider, wish.threads)
+        for record in graphs
+        for provider in reversed(available_providers())
+        if not (provider == TENSORRT and record["profile"] == "cpu")
+    ]
+
+
+def _ort_candidate(bundle: Bundle, record: Record, provider: str, threads: int) -> Candidate:
+    from edgetl.bench import Candidate, latency_evidence
+
+    profile, precision = record["profile"], record["precision"]
+    return Candidate(
+        backend="onnxruntime",
+        provider=provider,
+        profile=profile,
+        precision=precision,
+        opens=open_graph(bundle, record, threads, provider),
+        latency_evidence=latency_evidence("onnxruntime", provider, profile, precision),
+        size_bytes=record["bytes"],
+        graph_sha256=record["sha256"],
+        input=record["input"],
+    )
+
+
+def _tensorrt(bundle: Bundle, wish: Wish, say: Callable[[str], None]) -> list[Candidate]:
+    """Engines that were built for this machine's GPU; the others are named and left out."""
+    from edgetl.bench import Candidate, latency_evidence
+    from edgetl.runtime.trt import TrtBackend
+
+    current = {(r["profile"], r["precision"], r["input"]): r for r in bundle.artifacts("engine")}
+    out = []
+    for record in current.values():
+        if wish.profile not in (None, record["profile"]) or not _precision_wanted(record["precision"], wish):
+            continue
+        key, gpu = record["key"], _gpu()
+        if gpu is None or key["gpu"] not in ("", gpu):
+            say(f"engine {record['precision']} is left out: it runs on {record['runs_on']}, here is {gpu or 'no GPU'}")
+            continue
+        provider = f"{key['flavour']} {key['tensorrt']}"
+        out.append(
+            Candidate(
+                backend="tensorrt",
+                provider=provider,
+                profile=record["profile"],
+                precision=record["precision"],
+                opens=partial(TrtBackend, bundle.file(record), flavour=key["flavour"]),
+                latency_evidence=latency_evidence("tensorrt", provider, record["profile"], record["precision"]),
+                size_bytes=record["bytes"],
+                graph_sha256=record["made_from"],
+                engine_key=_digest(key),
+                input=record["input"],
+            )
+        )
+    return out
+
+
+def _digest(key: Record) -> str:
+    from edgetl.target import EngineKey
+
+    return EngineKey.from_json(key).digest12
+
+
+def _gpu() -> str | None:
+    """The name of this machine's first NVIDIA GPU, asked of CUDA itself; None without one."""
+    from edgetl.runtime import cudart
+
+    try:
+        return str(cudart.gpu().name)
+    except BackendError:
+        return None
