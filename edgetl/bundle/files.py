@@ -13,7 +13,7 @@ import shutil
 import sys
 import uuid
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Dict, Iterator, Tuple, Union
 
 from edgetl.errors import BundleError, disk_errors
@@ -96,9 +96,9 @@ def _not_json(constant: str) -> float:
 def copy_in(source: PathLike, folder: Path, name: str) -> Tuple[str, str, int, bool]:
     """Copy the file `source` into `folder` under `name`, where `{sha12}` becomes the start of its sha256.
 
-    Hashed while it is copied, so that the record is of the bytes that arrived, whatever happens to the
-    source meanwhile; a user's photo is never moved or linked. Returns (name, sha256, bytes, whether
-    it was not there before).
+    A name without `{sha12}` that other bytes have taken gets it added. Hashed while it is copied, so that
+    the record is of the bytes that arrived, whatever happens to the source meanwhile; a user's photo is
+    never moved or linked. Returns (name, sha256, bytes, whether it was not there before).
     """
     with open(str(source), "rb") as reading, disk_errors(folder / name):
         make_folder(folder)
@@ -108,15 +108,24 @@ def copy_in(source: PathLike, folder: Path, name: str) -> Tuple[str, str, int, b
                 digest.update(block)
                 stream.write(block)
                 size += len(block)
-            placed = name.replace("{sha12}", digest.hexdigest()[:12])
+            sha256 = digest.hexdigest()
+            placed = name.replace("{sha12}", sha256[:12])
+            if _is_other(folder / placed, sha256) and placed == name:
+                # Named by a key and not by content: the older file may be on record, so it stays as it is.
+                path = PurePosixPath(name)
+                placed = str(path.with_name("%s-%s%s" % (path.stem, sha256[:12], path.suffix)))
             target = folder / placed
-            if target.is_file() and target.stat().st_size == size and sha256_file(target) == digest.hexdigest():
-                return placed, digest.hexdigest(), size, False
+            if target.is_file() and not _is_other(target, sha256):
+                return placed, sha256, size, False
             _settle(stream)
             make_folder(target.parent)
             os.replace(temporary, str(target))
         sync_folder(target.parent)
-    return placed, digest.hexdigest(), size, True
+    return placed, sha256, size, True
+
+
+def _is_other(path: Path, sha256: str) -> bool:
+    return path.is_file() and sha256_file(path) != sha256
 
 
 def append(path: Path, data: bytes) -> None:

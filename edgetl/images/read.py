@@ -135,6 +135,8 @@ def _split(
     splits = {name: splits[name] for name in SPLITS if splits.get(name)}
     if not options.labels:
         _check_trainable(splits, labels, root)
+        if options.val_fraction > 0 and "val" not in splits:
+            raise DataError("too few different images for a val split", root, "each class wants at least two")
     return Dataset(root, labels, splits, given, tuple(warnings))
 
 
