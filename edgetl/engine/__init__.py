@@ -3,6 +3,7 @@
 from edgetl.engine.build import BuildOptions, build
 from edgetl.engine.coverage import PROXY, coverage, missing
 from edgetl.engine.layers import Coverage, Layer, Source
+from edgetl.engine.survey import Finding, failed, survey
 from edgetl.engine.toolkit import Toolkit, line_for, load
 from edgetl.runtime.binding import TENSORRT, TENSORRT_RTX
 
@@ -12,12 +13,15 @@ __all__ = [
     "TENSORRT_RTX",
     "BuildOptions",
     "Coverage",
+    "Finding",
     "Layer",
     "Source",
     "Toolkit",
     "build",
     "coverage",
+    "failed",
     "line_for",
     "load",
     "missing",
+    "survey",
 ]

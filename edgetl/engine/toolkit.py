@@ -22,9 +22,12 @@ class Line:
 
     `network_flags`: names in NetworkDefinitionCreationFlag. `precision_flags`: by recorded precision, names
     in BuilderFlag. `profiles`: the graph profiles it reads. `ahead_of_time`: builds without a GPU.
+    `where` and `seen` are for people: the releases it comes with, and what of it was tried for real.
     """
 
     name: str
+    where: str
+    seen: str
     network_flags: Tuple[str, ...]
     precision_flags: Mapping[str, Tuple[str, ...]]
     profiles: Tuple[str, ...]
@@ -45,10 +48,20 @@ class Line:
 _BY_FLAGS = {"fp32": (), "fp16": ("FP16",), "int8": ("INT8", "FP16")}
 _TYPED: Mapping[str, Tuple[str, ...]] = {}  # the graph's own types are the engine's
 
-WEAKLY_TYPED = Line("8.5-8.6", ("EXPLICIT_BATCH",), _BY_FLAGS, (TRT8,))
-STRONGLY_TYPED = Line("10", ("STRONGLY_TYPED",), _TYPED, (TRT10,))
-ALWAYS_TYPED = Line("11", (), _TYPED, (TRT10,))
-RTX = Line("rtx", ("STRONGLY_TYPED",), _TYPED, (TRT8, TRT10), ahead_of_time=True)
+_NAMES_ONLY = "not yet seen on hardware; the names used are checked against the bindings of "
+
+WEAKLY_TYPED = Line("8.5-8.6", "JetPack 5 and 6.0", _NAMES_ONLY + "8.6.1", ("EXPLICIT_BATCH",), _BY_FLAGS, (TRT8,))
+STRONGLY_TYPED = Line("10", "JetPack 6.1 to 7.2, PCs", _NAMES_ONLY + "10.3.0", ("STRONGLY_TYPED",), _TYPED, (TRT10,))
+ALWAYS_TYPED = Line("11", "JetPack 7.2.2, PCs", _NAMES_ONLY + "11.4.0", (), _TYPED, (TRT10,))
+RTX = Line(
+    "rtx",
+    "PCs with an RTX GPU",
+    "parser and builder run in the tests, ahead of time; its engines are not yet seen on a GPU",
+    ("STRONGLY_TYPED",),
+    _TYPED,
+    (TRT8, TRT10),
+    ahead_of_time=True,
+)
 LINES = (WEAKLY_TYPED, STRONGLY_TYPED, ALWAYS_TYPED, RTX)
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import platform
+import re
 import sys
 from pathlib import Path
-from typing import Optional
+from typing import Optional, Tuple
 
 from edgetl.target import Board, board_of, parse_tegra_release
 
@@ -31,3 +32,18 @@ def l4t_release(root: Path = _ROOT) -> Optional[str]:
         return parse_tegra_release((root / "etc/nv_tegra_release").read_text(encoding="ascii", errors="replace"))
     except OSError:
         return None
+
+
+# Instructions that multiply int8 by the group, as /proc/cpuinfo calls them (x86-64, then Arm).
+_INT8_FLAGS = ("amx_int8", "avx512_vnni", "avx_vnni", "i8mm", "asimddp")
+
+
+def int8_instructions(root: Path = _ROOT) -> Optional[Tuple[str, ...]]:
+    """The CPU's int8 dot-product instructions; () has none, None is a machine without /proc/cpuinfo."""
+    try:
+        text = (root / "proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    match = re.search(r"^(?:flags|Features)\s*:\s*(.*)$", text, re.M)
+    flags = set(match.group(1).split()) if match else set()
+    return tuple(flag for flag in _INT8_FLAGS if flag in flags)

@@ -1,0 +1,120 @@
+"""`edgetl doctor`: what this machine can do, and why not."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from edgetl.cli.console import JsonFlag, OutOption, session
+from edgetl.errors import EdgetlError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from edgetl.engine import Finding
+
+EXAMPLES = "Example:  edgetl doctor --json > doctor.json    (send it along with a bug report)"
+
+_ROOM_GB = 2.0  # a bundle of a large backbone with its engines and calibration work
+_MEMORY_MB = 4000  # torch and one backbone in training, with room
+
+
+def doctor(
+    ctx: typer.Context,
+    where: Annotated[
+        Path, typer.Option("--at", help="Where bundles will lie; its disk is looked at.", metavar="DIR")
+    ] = Path(),
+    as_json: JsonFlag = False,
+    out: OutOption = None,
+) -> None:
+    """Show what this machine can train, run and build, and what to do about what it cannot.
+
+    Every runtime is really loaded: a provider that is merely listed counts for nothing. Always exits 0.
+    """
+    with session(ctx, as_json, out) as run:
+        from edgetl.engine import survey
+
+        findings = [_python(), *_torch(), *_onnxruntime(), *survey(), _memory(), _disk(where)]
+        run.done({"rows": [f.as_json() for f in findings]}, show=lambda console: _show(console, findings))
+
+
+def _python() -> Finding:
+    from edgetl import __version__
+    from edgetl.engine import Finding
+
+    value = f"edgetl {__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}"
+    return Finding("edgetl", True, f"{value}, {os.cpu_count()} CPU cores")
+
+
+def _torch() -> list[Finding]:
+    from edgetl.engine import Finding
+
+    try:
+        from edgetl.transfer.installed import torch_facts
+
+        facts = torch_facts()
+    except (ImportError, OSError) as error:
+        return [Finding("PyTorch", False, f"cannot be loaded: {error}", "run `make setup` again")]
+    version = f"{facts['torch']}, torchvision {facts['torchvision']}, {facts['threads']} threads"
+    do = "" if facts["cuda"] else "training runs on the CPU; a GPU needs NVIDIA's driver and a CUDA build of torch"
+    return [Finding("PyTorch", True, version), Finding("PyTorch on a GPU", bool(facts["cuda"]), str(facts["why"]), do)]
+
+
+def _onnxruntime() -> list[Finding]:
+    from edgetl.engine import Finding, failed
+
+    try:
+        from edgetl.runtime.ort import available_providers, listed_providers
+
+        listed, loading = listed_providers(), available_providers()
+    except EdgetlError as error:
+        return [failed("ONNX Runtime", error)]
+    rows = []
+    for provider in listed:
+        good = provider in loading
+        value = "loads and runs a node" if good else "compiled in, but does not load here"
+        do = "" if good else "it needs NVIDIA's driver, and CUDA and cuDNN (or TensorRT) of its version"
+        rows.append(Finding("ONNX Runtime " + provider.replace("ExecutionProvider", ""), good, value, do))
+    return rows
+
+
+def _memory() -> Finding:
+    from edgetl.engine import Finding
+    from edgetl.measure.environment import environment
+
+    total = environment()["memory_mb"]
+    if total is None:
+        return Finding("Memory", None, "unknown: no /proc/meminfo here")
+    enough = total >= _MEMORY_MB
+    return Finding(
+        "Memory", enough, f"{total / 1000:.1f} GB", "" if enough else "take a small backbone and --batch-size 8"
+    )
+
+
+def _disk(where: Path) -> Finding:
+    from edgetl.engine import Finding
+
+    folder = next((p for p in (where.resolve(), *where.resolve().parents) if p.is_dir()), Path(sys.prefix))
+    free = shutil.disk_usage(folder).free / 1e9
+    do = "" if free >= _ROOM_GB else f"make at least {_ROOM_GB:.0f} GB free, or use another disk"
+    return Finding("Disk", free >= _ROOM_GB, f"{free:.1f} GB free at {folder}", do)
+
+
+def _show(console: Console, findings: list[Finding]) -> None:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    marks = {True: "[green]yes[/]", False: "[yellow]no[/]", None: "[dim]-[/]"}
+    for found in findings:
+        text = found.value + (f"\n[dim]{found.do}[/]" if found.do else "")
+        table.add_row(marks[found.ok], found.name, text)
+    console.print(table)
