@@ -1,0 +1,110 @@
+"""The tables of benchmarks/README.md, written from the rows: `python -m benchmarks tables`.
+
+Between the lines `<!-- table: NAME -->` and `<!-- end -->` everything is generated; the rest is prose and kept.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.rows import HERE, RESULTS, Row, latest, read
+
+README = HERE / "README.md"
+_BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+NO_ROWS = "No full run is kept yet.\n"
+
+
+def write(results: Path = RESULTS, readme: Path = README) -> None:
+    """Replace the generated blocks of `readme`. Raises KeyError for a table that no suite makes."""
+    text = readme.read_text(encoding="utf-8")
+    rows = list(read(results))
+
+    def block(match: re.Match[str]) -> str:
+        name = match.group(2)
+        return match.group(1) + table(name, latest(iter(rows), name)) + match.group(3)
+
+    readme.write_text(_BLOCK.sub(block, text), encoding="utf-8")
+
+
+def table(suite: str, rows: list[Row]) -> str:
+    """A Markdown table of the newest row of each case, and where they were measured."""
+    header, cells = _TABLES[suite]
+    if not rows:
+        return NO_ROWS
+    lines = [header, ["---"] + ["--:"] * (len(header) - 1), *(cells(row) for row in rows)]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines) + "\n" + "".join(_where(rows))
+
+
+def line(row: Row) -> str:
+    """A row for the terminal, as it is made."""
+    values = ", ".join(f"{name} {value}" for name, value in row["values"].items())
+    return f"{row['suite']}: {row['case']}: {values}"
+
+
+def _where(rows: list[Row]) -> list[str]:
+    found = []
+    for row in rows:
+        place = row["environment"]
+        versions = " ".join(
+            f"{name} {place['versions'][name]}"
+            for name in ("torch", "onnxruntime-gpu", "onnxruntime")
+            if name in place["versions"]
+        )
+        said = f"{place['cpu']}, {place['cores']} cores, {versions}, commit {row['commit']}, {row['at'][:10]}.\n"
+        if said not in found:
+            found.append(said)
+    return found
+
+
+def _startup(row: Row) -> list[str]:
+    v = row["values"]
+    return [
+        f"`{row['case']}`",
+        str(v["runs"]),
+        f"{v['median_s']:.2f}",
+        f"{v['worst_s']:.2f}",
+        f"{v['limit_s']:.2f}",
+        v["heavy_modules"] or "none",
+    ]
+
+
+def _memory(row: Row) -> list[str]:
+    v = row["values"]
+    growth = "-" if v["growth_percent"] is None else f"{v['growth_percent']:+.1f} %"
+    return [
+        row["case"],
+        f"{v['few_mb']:.0f} ({v['n_few']})",
+        f"{v['many_mb']:.0f} ({v['n_many']})",
+        growth,
+        f"{v['baseline_mb']:.0f}",
+    ]
+
+
+def _recipe(row: Row) -> list[str]:
+    v = row["values"]
+    return [
+        row["case"],
+        str(v["n_train"]),
+        _percent(v["recipe_best_val_accuracy"]),
+        f"{v['recipe_to_best_s']:.1f} (epoch {v['recipe_best_epoch']})",
+        _percent(v["val_accuracy"]),
+        f"{v['finetune_s']:.1f}",
+        "not reached" if v["ratio"] is None else f"**{v['ratio']:.1f}x**",
+    ]
+
+
+def _percent(value: Any) -> str:
+    return f"{100 * value:.1f} %"
+
+
+_TABLES: dict[str, tuple[list[str], Callable[[Row], list[str]]]] = {
+    "startup": (["command", "runs", "median, s", "worst, s", "limit, s", "heavy modules loaded"], _startup),
+    "memory": (["work", "MB (few images)", "MB (many)", "growth", "baseline MB"], _memory),
+    "recipe": (
+        ["data, backbone, strategy", "train images", "recipe val", "recipe, s", "edgetl val", "edgetl, s", "ratio"],
+        _recipe,
+    ),
+}  # fmt: skip
