@@ -1,0 +1,123 @@
+"""`edgetl finetune`: a folder of labelled photos in, a bundle with a checkpoint out."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from edgetl.cli.console import JsonFlag, OutOption, session
+from edgetl.spec import Fit
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+EXAMPLES = (
+    "Examples:  edgetl finetune photos --to models/flowers        "
+    "edgetl finetune photos --to models/flowers --backbone mobilenet_v3_small --image-size 160        "
+    "edgetl finetune torchvision:Flowers102 --to models/f102 --strategy linear-probe"
+)
+
+
+def finetune(
+    ctx: typer.Context,
+    data: Annotated[str, typer.Argument(help="Image folder, CSV, or torchvision:NAME.", metavar="DATA")],
+    to: Annotated[Path, typer.Option("--to", help="The bundle folder to make.", metavar="BUNDLE")],
+    backbone: Annotated[
+        str | None, typer.Option(help="Any torchvision classification model (default resnet18).", metavar="NAME")
+    ] = None,
+    backbone_args: Annotated[str, typer.Option(help="Builder arguments: width_mult=0.5,...", metavar="K=V,...")] = "",
+    weights: Annotated[
+        str, typer.Option(help="auto (torchvision's, downloaded), none, embedded, or a state dict FILE.", metavar="W")
+    ] = "auto",
+    strategy: Annotated[
+        str | None,
+        typer.Option(help="lp-ft (default), linear-probe, full or scratch (default with --weights none)."),
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="At most this many (default: by the size of the set).")] = None,
+    head_epochs: Annotated[int, typer.Option(help="The first N epochs train the head alone.")] = 0,
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate of the head; the body's follows.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images a step (default 32; 16 on small sets).")] = None,
+    image_size: Annotated[
+        int | None, typer.Option(help="The crop; the resize keeps the weights' own ratio.", metavar="PX")
+    ] = None,
+    fit: Annotated[Fit, typer.Option(help="How an image becomes a square.")] = Fit.CROP,
+    val_fraction: Annotated[float, typer.Option(help="Share of the images for val, where DATA has no val.")] = 0.15,
+    test_fraction: Annotated[float, typer.Option(help="Share for test, where DATA has no splits.")] = 0.15,
+    group_by: Annotated[
+        str, typer.Option(help="Images whose path matches alike stay in one split.", metavar="REGEX")
+    ] = "",
+    strict: Annotated[bool, typer.Option("--strict", help="Fail on one image with two labels.")] = False,
+    data_root: Annotated[
+        Path | None, typer.Option(help="Where torchvision:NAME is downloaded to.", metavar="DIR")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    amp: Annotated[str, typer.Option(help="Mixed precision: auto (a short trial decides), off, bf16, fp16.")] = "auto",
+    seed: Annotated[int, typer.Option(help="Of splits, initialisation, order and augmentation.")] = 0,
+    skip_corrupt: Annotated[bool, typer.Option("--skip-corrupt", help="Leave corrupt images out, named.")] = False,
+    no_golden_photos: Annotated[
+        bool, typer.Option("--no-golden-photos", help="Keep the golden cases as arrays only.")
+    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue a killed run of the same options.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="A new generation in a bundle that is there.")] = False,
+    as_json: JsonFlag = False,
+    out: OutOption = None,
+) -> None:
+    """Fine-tune a pretrained backbone on your images and make a bundle.
+
+    A linear probe on cached features comes first; then everything is fine-tuned from its solution, and the
+    better of the two on val is kept. The test split is looked at once, at the end.
+    """
+    with session(ctx, as_json, out) as run:
+        from edgetl.images import ReadOptions, read_data
+        from edgetl.transfer import FinetuneOptions, finetune
+
+        options = FinetuneOptions(
+            backbone=backbone,
+            backbone_args=backbone_args,
+            weights=weights,
+            strategy=strategy,
+            epochs=epochs,
+            head_epochs=head_epochs,
+            lr=lr,
+            batch_size=batch_size,
+            image_size=image_size,
+            fit=fit,
+            device=device,
+            amp=amp,
+            seed=seed,
+            skip_corrupt=skip_corrupt,
+            golden_photos=not no_golden_photos,
+            resume=resume,
+            overwrite=overwrite,
+            command=tuple(sys.argv),
+        )
+        if data.startswith("torchvision:"):
+            from edgetl.transfer.datasets import materialise
+
+            data = str(materialise(data, data_root, run.monitor))
+        reading = ReadOptions(
+            seed=seed, val_fraction=val_fraction, test_fraction=test_fraction, group_by=group_by, strict=strict
+        )
+        result = finetune(read_data(data, reading), to, options, run.monitor)
+        run.done(result, show=lambda console: _show(console, result))
+
+
+def _show(console: Console, result: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    table = Table(title="%(backbone)s, %(strategy)s; kept: %(chosen)s" % result, title_justify="left")
+    for column in ("", "accuracy", "95 % interval", "macro F1", "images"):
+        table.add_column(column, justify="left" if not column else "right")
+    for name, key in (("linear probe, val", "linear_probe"), ("kept, val", "val"), ("kept, test", "test")):
+        found = result[key]
+        if found:
+            low, high = found["accuracy_ci"]
+            table.add_row(
+                name, f"{found['accuracy']:.3f}", f"{low:.3f} - {high:.3f}", f"{found['macro_f1']:.3f}", str(found["n"])
+            )
+    console.print(table)
+    bundle = result["bundle"]
+    console.print(f"{bundle}  ({result['seconds']:.0f} s). Next: edgetl export {bundle} --int8", soft_wrap=True)

@@ -1,0 +1,230 @@
+"""Every backbone, as rows of one table: how it is built, where its head is, which sizes and profiles it takes.
+
+A row speaks for a family of torchvision's classification builders; `row("resnet50")` fills in the builder
+and the default size. Nothing else in the project knows one architecture from another.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cache
+from typing import Any
+
+import torch
+from torch import nn
+from torchvision import models
+
+from edgetl.errors import BackboneError
+from edgetl.spec import Profile
+from edgetl.transfer.small import smallnet
+
+ALL = frozenset(Profile)
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+HALF = (0.5, 0.5, 0.5)
+Triple = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class BackboneRow:
+    """What the line must know of a backbone. Sizes are in pixels of a square image.
+
+    `head` is the path of the last layer; its input is the feature. `then` is a layer after the head that must
+    go (SqueezeNet's ReLU on logits), so that logits are linear in the mean feature.
+    """
+
+    family: str
+    pattern: str  # of builder names, whole
+    head: str
+    kind: str = "linear"  # of the head: "linear", or "conv" (1x1)
+    then: str = ""
+    min_size: int = 1
+    multiple: int = 1  # sizes must be a multiple of this
+    size_argument: str = ""  # builder keyword that fixes the size ("" = the network takes any)
+    size_is_pair: bool = False
+    mean: Triple = IMAGENET_MEAN  # what torchvision's weights expect with the kwargs below
+    std: Triple = IMAGENET_STD
+    kwargs: tuple[tuple[str, Any], ...] = ()
+    dropped: tuple[str, ...] = ()  # prefixes of weights that the deployed network does not have
+    min_opset: int = 13
+    torchscript_multiple: int = 1  # TorchScript exports only sizes that are a multiple of this; else dynamo
+    profiles: frozenset[Profile] = ALL
+    # Filled in by `row`:
+    name: str = ""
+    size: int = 224
+    builder: Callable[..., nn.Module] = field(default=smallnet, compare=False, repr=False)
+
+    @property
+    def fixed_size(self) -> bool:
+        """Whether a built network takes one size only (it was built for it)."""
+        return bool(self.size_argument)
+
+    @property
+    def exporter(self) -> str:
+        """The ONNX exporter for the default size; `exporter_at` for another."""
+        return self.exporter_at(self.size)
+
+    def exporter_at(self, size: int) -> str:
+        """ "torchscript" (any opset from min_opset), or "dynamo" where that cannot (opset 18 and up only)."""
+        return "torchscript" if size % self.torchscript_multiple == 0 else "dynamo"
+
+    def profiles_at(self, size: int) -> frozenset[Profile]:
+        """The graph profiles this backbone can make at `size`: trt8 needs an opset below 18."""
+        return self.profiles - {Profile.TRT8} if self.exporter_at(size) == "dynamo" else self.profiles
+
+    def check_size(self, size: int) -> None:
+        """Raise BackboneError where the network cannot take images of `size` pixels."""
+        least = max(self.min_size, self.multiple)
+        if size < least or size % self.multiple:
+            step = "" if self.multiple == 1 else " and a multiple of %d" % self.multiple
+            raise BackboneError(
+                "%s cannot take images of this size" % self.name,
+                "%d px" % size,
+                "--image-size must be at least %d%s" % (least, step),
+            )
+
+
+# googlenet and inception_v3: torchvision's own weights come with transform_input=True, which turns ImageNet's
+# normalisation into (0.5, 0.5) inside the network. We leave it out and normalise by 0.5 at once: same numbers.
+# Their auxiliary classifiers exist to train from scratch and are not in a deployed network.
+_AUX = (("aux_logits", False), ("transform_input", False), ("init_weights", False))
+FAMILIES: tuple[BackboneRow, ...] = (
+    BackboneRow("smallnet", r"smallnet", "fc", min_size=8),
+    BackboneRow("resnet", r"(wide_)?resnet\d+(_2)?|resnext\d+_\d+x\d+d", "fc"),
+    BackboneRow("mobilenet_v2", r"mobilenet_v2", "classifier.1"),
+    BackboneRow("mobilenet_v3", r"mobilenet_v3_\w+", "classifier.3"),
+    BackboneRow("efficientnet", r"efficientnet_\w+", "classifier.1"),
+    BackboneRow("convnext", r"convnext_\w+", "classifier.2", min_size=32),
+    BackboneRow("regnet", r"regnet_\w+", "fc"),
+    BackboneRow("shufflenet_v2", r"shufflenet_v2_\w+", "fc"),
+    BackboneRow("squeezenet", r"squeezenet\w+", "classifier.1", kind="conv", then="classifier.2", min_size=21),
+    BackboneRow("densenet", r"densenet\d+", "classifier", min_size=29),
+    BackboneRow("mnasnet", r"mnasnet\w+", "classifier.1"),
+    BackboneRow("vgg", r"vgg\d+(_bn)?", "classifier.6", min_size=32, torchscript_multiple=224),
+    BackboneRow("alexnet", r"alexnet", "classifier.6", min_size=63, torchscript_multiple=224),
+    BackboneRow(
+        "inception", r"inception_v3", "fc", min_size=75, mean=HALF, std=HALF, kwargs=_AUX, dropped=("AuxLogits.",)
+    ),
+    BackboneRow(
+        "googlenet", r"googlenet", "fc", min_size=15, mean=HALF, std=HALF, kwargs=_AUX, dropped=("aux1.", "aux2.")
+    ),
+    BackboneRow("vit16", r"vit_\w_16", "heads.head", multiple=16, size_argument="image_size", min_opset=14),
+    BackboneRow("vit32", r"vit_\w_32", "heads.head", multiple=32, size_argument="image_size", min_opset=14),
+    BackboneRow("vit14", r"vit_\w_14", "heads.head", multiple=14, size_argument="image_size", min_opset=14),
+    BackboneRow("swin", r"swin_\w+", "head", min_size=32),
+    BackboneRow("maxvit", r"maxvit_t", "classifier.5", multiple=224, size_argument="input_size", size_is_pair=True),
+)
+
+
+@cache
+def names() -> tuple[str, ...]:
+    """Every backbone name that `row` knows, sorted."""
+    found = [n for n in models.list_models(module=models) if any(re.fullmatch(f.pattern, n) for f in FAMILIES)]
+    return tuple(sorted([*found, "smallnet"]))
+
+
+@cache
+def row(name: str) -> BackboneRow:
+    """The row of a backbone. Raises BackboneError with the nearest name."""
+    if name not in names():
+        near = difflib.get_close_matches(name, names(), n=1, cutoff=0.4)
+        raise BackboneError(
+            "unknown backbone", name, "did you mean %s?" % near[0] if near else "use a torchvision classification model"
+        )
+    family = next(f for f in FAMILIES if re.fullmatch(f.pattern, name))
+    if name == "smallnet":
+        return replace(family, name=name, size=32, builder=smallnet)
+    default = models.get_model_weights(name).DEFAULT.transforms()
+    return replace(family, name=name, size=int(default.crop_size[0]), builder=models.get_model_builder(name))
+
+
+def parse_arguments(text: str) -> dict[str, Any]:
+    """`"width_mult=0.5,dropout=0.1"` as keywords; values are Python literals. Raises BackboneError."""
+    out: dict[str, Any] = {}
+    try:
+        call = ast.parse("f(%s)" % text, mode="eval").body
+        if not isinstance(call, ast.Call) or call.args or not isinstance(call.func, ast.Name):
+            raise ValueError("not keywords")
+        for keyword in call.keywords:
+            if keyword.arg is None:
+                raise ValueError("not keywords")
+            out[keyword.arg] = ast.literal_eval(keyword.value)
+    except (SyntaxError, ValueError) as error:
+        raise BackboneError("--backbone-args cannot be read", text, "write name=value,name=value") from error
+    return out
+
+
+def build(name: str, classes: int, size: int, arguments: dict[str, Any] | None = None, init: bool = True) -> nn.Module:
+    """A network with `classes` logits for `size` px images, randomly initialised; heads are fresh.
+
+    `init=False` skips slow initialisers where weights will be loaded anyway. Raises BackboneError.
+    """
+    spec = row(name)
+    spec.check_size(size)
+    kwargs: dict[str, Any] = dict(spec.kwargs)
+    if "init_weights" in kwargs:
+        kwargs["init_weights"] = init
+    if spec.size_argument:
+        kwargs[spec.size_argument] = (size, size) if spec.size_is_pair else size
+    reserved = {*kwargs, "num_classes", "weights", "progress"} & set(arguments or {})
+    if reserved:
+        raise BackboneError("--backbone-args may not set this", ", ".join(sorted(reserved)))
+    try:
+        model = spec.builder(**kwargs, **(arguments or {}))
+    except (TypeError, ValueError, RuntimeError, AttributeError) as error:
+        # What torchvision raises depends on which argument is wrong.
+        raise BackboneError("%s cannot be built with these arguments" % name, "%s (%s)" % (arguments, error)) from error
+    replace_head(model, spec, classes)
+    return model
+
+
+def replace_head(model: nn.Module, spec: BackboneRow, classes: int) -> None:
+    """Put a fresh head with `classes` outputs and a bias in place (the probe needs one; MaxViT has none)."""
+    old = model.get_submodule(spec.head)
+    fresh: nn.Module
+    if isinstance(old, nn.Conv2d):
+        fresh = nn.Conv2d(old.in_channels, classes, 1)
+        nn.init.normal_(fresh.weight, std=0.01)
+    elif isinstance(old, nn.Linear):
+        fresh = nn.Linear(old.in_features, classes)
+        nn.init.trunc_normal_(fresh.weight, std=0.02)
+    else:
+        raise BackboneError("the head is not where the table says", "%s of %s" % (spec.head, spec.name))
+    assert isinstance(fresh.bias, torch.Tensor)
+    nn.init.zeros_(fresh.bias)
+    model.set_submodule(spec.head, fresh)
+    if spec.then:
+        model.set_submodule(spec.then, nn.Identity())
+    if hasattr(model, "num_classes"):
+        model.num_classes = classes
+
+
+def head_of(model: nn.Module, spec: BackboneRow) -> nn.Linear | nn.Conv2d:
+    """The last layer: Linear (C, D) or Conv2d (C, D, 1, 1), always with a bias."""
+    head = model.get_submodule(spec.head)
+    assert isinstance(head, (nn.Linear, nn.Conv2d))
+    return head
+
+
+@contextmanager
+def headless(model: nn.Module, spec: BackboneRow) -> Iterator[nn.Module]:
+    """Within the block `model` returns features, float32 (B, D): its head is an Identity."""
+    head = head_of(model, spec)
+    model.set_submodule(spec.head, nn.Identity())
+    try:
+        yield model
+    finally:
+        model.set_submodule(spec.head, head)
+
+
+def set_head(model: nn.Module, spec: BackboneRow, weight: torch.Tensor, bias: torch.Tensor) -> None:
+    """Write weight (C, D) and bias (C,) into the head."""
+    head = head_of(model, spec)
+    with torch.no_grad():
+        head.weight.copy_(weight.reshape(head.weight.shape))
+        assert head.bias is not None
+        head.bias.copy_(bias)

@@ -1,0 +1,122 @@
+"""What `edgetl finetune` can be told, and the strategies, side by side. No heavy import: the CLI reads it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from edgetl.errors import InputError
+from edgetl.spec import Fit
+
+DEFAULT_BACKBONE = "resnet18"
+FROZEN_STATISTICS_BELOW = 2000  # training images; facts: BatchNorm in train mode on a few hundred cost 3-5 points
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """One way from pretrained weights to a classifier.
+
+    `body_lr`: learning rate of the backbone's last stage relative to the head's; each earlier stage has
+    `stage_decay` of the next one's. `effort` scales the number of epochs.
+    """
+
+    name: str
+    trains: bool = True  # beyond the probe
+    from_probe: bool = True  # the head starts as the linear probe's solution
+    pretrained: bool = True  # wants weights
+    competes: bool = True  # the probe is kept where it is better on val
+    body_lr: float = 0.1
+    stage_decay: float = 0.7
+    head_lr: float = 1e-3
+    effort: float = 1.0
+    freezes_statistics: bool = True  # BatchNorm, on small sets
+
+
+STRATEGIES = {
+    s.name: s
+    for s in (
+        # Probe, then everything from the probe's solution (Kumar et al. 2022).
+        Strategy("lp-ft"),
+        # The probe alone: the backbone stays as it is, bit for bit.
+        Strategy("linear-probe", trains=False),
+        # Everything at once from a fresh head.
+        Strategy("full", from_probe=False, effort=1.5),
+        # No pretrained weights.
+        Strategy(
+            "scratch",
+            from_probe=False,
+            pretrained=False,
+            competes=False,
+            body_lr=1.0,
+            stage_decay=1.0,
+            head_lr=2e-3,
+            effort=4.0,
+            freezes_statistics=False,
+        ),
+    )
+}
+
+
+@dataclass(frozen=True)
+class FinetuneOptions:
+    """Options of `edgetl finetune` (cli.md); None means: chosen from the data and the weights."""
+
+    backbone: str | None = None
+    backbone_args: str = ""
+    weights: str = "auto"
+    strategy: str | None = None
+    epochs: int | None = None
+    head_epochs: int = 0
+    lr: float | None = None
+    batch_size: int | None = None
+    image_size: int | None = None
+    fit: Fit = Fit.CROP
+    device: str = "auto"
+    amp: str = "auto"
+    seed: int = 0
+    skip_corrupt: bool = False
+    golden_photos: bool = True
+    resume: bool = False
+    overwrite: bool = False
+    command: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, value, least in (
+            ("--epochs", self.epochs, 1),
+            ("--head-epochs", self.head_epochs, 0),
+            ("--batch-size", self.batch_size, 1),
+            ("--image-size", self.image_size, 1),
+        ):
+            if value is not None and value < least:
+                raise InputError("%s must be at least %d" % (name, least), value)
+        if self.lr is not None and not 0 < self.lr < 10:
+            raise InputError("--lr must be above 0 and below 10", self.lr)
+        _one_of("--device", self.device, ("auto", "cpu", "cuda"))
+        _one_of("--amp", self.amp, ("auto", "off", "bf16", "fp16"))
+        if self.strategy is not None:
+            _one_of("--strategy", self.strategy, tuple(STRATEGIES))
+        if self.strategy == "scratch" and self.weights not in ("auto", "none"):
+            raise InputError("scratch starts from random weights", "--weights " + self.weights, "leave --weights out")
+
+    @property
+    def plan(self) -> Strategy:
+        """The strategy: the one asked for; else scratch without weights, lp-ft with."""
+        return STRATEGIES[self.strategy or ("scratch" if self.weights == "none" else "lp-ft")]
+
+    @property
+    def source(self) -> str:
+        """`--weights`, where scratch means none."""
+        return "none" if self.plan.name == "scratch" else self.weights
+
+    def identity(self) -> dict[str, Any]:
+        """What makes two runs the same run, for --resume: every option that can change the result."""
+        out = asdict(self)
+        for key in ("resume", "overwrite", "command"):
+            del out[key]
+        out.update(fit=str(self.fit), strategy=self.plan.name, weights=self.source)
+        return out
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise InputError("unknown value of " + name, value, "use one of " + ", ".join(allowed))

@@ -1,0 +1,94 @@
+"""From options to a network that is ready to be fitted: every mistake in the options shows here, before any work."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from edgetl import embedded
+from edgetl.errors import BackboneError, DataError, InputError
+from edgetl.images import Dataset, split_digest
+from edgetl.monitor import SILENT, Monitor
+from edgetl.spec import Preprocess
+from edgetl.transfer import backbones, weights
+from edgetl.transfer.augment import stream_seed
+from edgetl.transfer.backbones import BackboneRow
+from edgetl.transfer.network import Deployed
+from edgetl.transfer.options import DEFAULT_BACKBONE, FinetuneOptions
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a run begins. `identity` is equal for two runs exactly when they must give the same result."""
+
+    spec: BackboneRow
+    arguments: dict[str, Any]
+    network: Deployed
+    preprocess: Preprocess
+    provenance: dict[str, Any]
+    device: torch.device
+    identity: dict[str, Any]
+
+
+def prepare(data: Dataset, options: FinetuneOptions, monitor: Monitor = SILENT) -> Start:
+    """Build the network and load its weights. Raises BackboneError, WeightsError, InputError, DataError."""
+    spec = _row(options)
+    arguments = backbones.parse_arguments(options.backbone_args)
+    device = _device(options)
+    check_splits(data)
+    # Sizes are checked before weights are looked for: they may have to be downloaded.
+    spec.check_size(options.image_size or spec.size)
+    found = weights.load(options.source, spec)
+    preprocess = weights.preprocess_for(found.preprocess, options.image_size, options.fit)
+    torch.default_generator.manual_seed(stream_seed(options.seed, "init"))
+    backbone = backbones.build(spec.name, len(data.labels), preprocess.size, arguments, init=found.state is None)
+    if found.state is not None:
+        origin = str(found.provenance["name"])
+        weights.apply(backbone, spec, found.state, preprocess.size, origin, monitor)
+    identity = {
+        "options": dict(options.identity(), backbone=spec.name),
+        "weights": found.provenance.get("sha256", ""),
+        "splits": {name: split_digest(samples) for name, samples in data.splits.items()},
+        "labels": list(data.labels),
+    }
+    network = Deployed(backbone, preprocess)
+    return Start(spec, arguments, network, preprocess, dict(found.provenance), device, identity)
+
+
+def check_splits(data: Dataset) -> None:
+    """Raise DataError where a class has no training image or there is nothing to validate on."""
+    empty = [label for label, n in data.counts("train").items() if not n]
+    if empty:
+        raise DataError("classes without a training image", ", ".join(empty[:5]), "add images, or remove the class")
+    if not data.split("val"):
+        raise DataError(
+            "there are no validation images", data.root, "the best epoch is chosen on them: --val-fraction .15"
+        )
+
+
+def _row(options: FinetuneOptions) -> BackboneRow:
+    if options.source != "embedded":
+        return backbones.row(options.backbone or DEFAULT_BACKBONE)
+    if options.backbone not in (None, embedded.NAME):
+        raise BackboneError(
+            "the embedded weights are %s's" % embedded.NAME, "--backbone %s" % options.backbone, "leave --backbone out"
+        )
+    return backbones.row(embedded.NAME)
+
+
+def _device(options: FinetuneOptions) -> torch.device:
+    there = torch.cuda.is_available()
+    if options.device == "cuda" and not there:
+        raise InputError("PyTorch sees no CUDA device", "--device cuda", "use --device cpu")
+    device = torch.device("cuda" if options.device != "cpu" and there else "cpu")
+    if options.amp == "fp16" and device.type == "cpu":
+        raise InputError("fp16 training wants a CUDA device", "--amp fp16", "use --amp auto")
+    return device
+
+
+def work_identity(path: Path) -> Path:
+    """Where the identity of unfinished work is noted."""
+    return path / "identity.json"

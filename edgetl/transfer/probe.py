@@ -1,0 +1,99 @@
+"""The linear probe: logistic regression on cached features, folded exactly into the network's head."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+
+from edgetl.monitor import SILENT, Monitor
+
+CHOICES = (0.01, 0.1, 1.0, 10.0)  # of C, the inverse strength of the L2 penalty
+DEFAULT = 0.1  # where there are too few images to choose by
+FOLDS = 3
+CV_IMAGES = 3000  # at most this many take part in choosing C; the final fit uses all
+SKEWED = 3.0  # largest class over smallest, from which on classes are weighted
+
+Floats = npt.NDArray[np.floating]
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A linear classifier on raw features: logits = features @ weight.T + bias; weight (C, D), bias (C,)."""
+
+    weight: npt.NDArray[np.float32]
+    bias: npt.NDArray[np.float32]
+    c: float
+
+    def logits(self, features: Floats) -> npt.NDArray[np.float32]:
+        """float32 (N, C) of features (N, D)."""
+        return np.asarray(features @ self.weight.T + self.bias, np.float32)
+
+
+def class_weights(targets: Ints, classes: int) -> npt.NDArray[np.float32] | None:
+    """Loss weight of each class, mean 1 over the images; None where the classes are about even.
+
+    Inverse effective number of images (Cui et al. 2019, beta = 0.999).
+    """
+    counts = np.bincount(targets, minlength=classes).astype(np.float64)
+    if counts.min() > 0 and counts.max() / counts.min() < SKEWED:
+        return None
+    raw = np.where(counts > 0, (1 - 0.999) / (1 - 0.999 ** np.maximum(counts, 1)), 0.0)
+    return np.asarray(raw * counts.sum() / (raw * counts).sum(), np.float32)
+
+
+def fit(features: Floats, targets: Ints, classes: int, seed: int, monitor: Monitor = SILENT) -> Probe:
+    """Standardise, choose C by cross-validation, fit, fold: (N, D) and int64 (N,) -> Probe.
+
+    Every class must occur. The fold is exact algebra: with z = (x - m) / s, W z + b = (W/s) x + (b - W (m/s)).
+    """
+    weights = class_weights(targets, classes)
+    scaler = StandardScaler().fit(features)
+    scaled = scaler.transform(features)
+    c = _choose(scaled, targets, weights, seed, monitor)
+    weight, bias = _regress(scaled, targets, c, weights, iterations=1000)
+    scale, mean = scaler.scale_.astype(np.float64), scaler.mean_.astype(np.float64)
+    folded = weight.astype(np.float64) / scale
+    return Probe(folded.astype(np.float32), (bias - folded @ mean).astype(np.float32), c)
+
+
+def _choose(scaled: Floats, targets: Ints, weights: Floats | None, seed: int, monitor: Monitor) -> float:
+    """The C with the best accuracy over stratified folds; of equals the smallest."""
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(targets))[:CV_IMAGES]
+    fold = np.empty(len(order), np.int64)
+    for target in np.unique(targets[order]):
+        members = np.flatnonzero(targets[order] == target)
+        fold[members] = np.arange(len(members)) % FOLDS
+    smallest = np.bincount(targets[order])[np.unique(targets[order])].min()
+    if smallest < FOLDS:
+        return DEFAULT
+    right = dict.fromkeys(CHOICES, 0)
+    for step, (held, c) in enumerate((h, c) for h in range(FOLDS) for c in CHOICES):
+        fitted, tested = order[fold != held], order[fold == held]
+        weight, bias = _regress(scaled[fitted], targets[fitted], c, weights, iterations=100)
+        guesses = (scaled[tested] @ weight.T + bias).argmax(1)
+        right[c] += int((guesses == targets[tested]).sum())
+        monitor.progress("probe", step + 1, FOLDS * len(CHOICES))
+    return max(CHOICES, key=lambda c: (right[c], -c))
+
+
+def _regress(
+    scaled: Floats, targets: Ints, c: float, weights: Floats | None, iterations: int
+) -> tuple[Floats, npt.NDArray[np.float64]]:
+    """Softmax regression: weight (C, D), bias (C,). sklearn's two-class form is spread over two rows."""
+    per_class = None if weights is None else {i: float(w) for i, w in enumerate(weights)}
+    model = LogisticRegression(C=c, max_iter=iterations, tol=1e-3, class_weight=per_class)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # a cut-short fit of a poor C is no news
+        model.fit(scaled, targets)
+    weight, bias = model.coef_, model.intercept_.astype(np.float64)
+    if len(weight) == 1:
+        weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
+    return weight, bias

@@ -1,0 +1,101 @@
+"""The stage behind `edgetl finetune`: images -> probe -> fine-tuning -> checkpoint in a bundle.
+
+Unfinished work lies in `<bundle>.work/finetune` (pixels, features, probe, training state), each phase written
+so that a killed run is continued where it stopped. torch and scikit-learn load when the stage starts.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgetl import bundle as bundles
+from edgetl.errors import BundleError, InputError
+from edgetl.images import Dataset
+from edgetl.monitor import SILENT, Monitor
+from edgetl.transfer.options import FinetuneOptions
+
+if TYPE_CHECKING:
+    from edgetl.transfer.prepare import Start
+
+WORK = "finetune"
+
+
+def finetune(data: Dataset, to: Path, options: FinetuneOptions, monitor: Monitor = SILENT) -> dict[str, Any]:
+    """Fine-tune a backbone on `data` and make the bundle `to`; returns finetune's object of cli.md.
+
+    Bad input leaves nothing behind; a killed or interrupted run leaves what --resume continues from.
+    Raises InputError and its kinds, BundleError (a bundle is there, or locked), StageError.
+    """
+    there = os.path.exists(to) and any(os.scandir(to)) if os.path.isdir(to) else os.path.exists(to)
+    if there and not options.overwrite and not options.resume:
+        raise BundleError("there is something at this place already", to, "use --overwrite, or another --to")
+    from edgetl.transfer.prepare import prepare
+
+    start = prepare(data, options, monitor)
+    with bundles.locked(to) as work:
+        folder = work / WORK
+        if there and options.resume and not _unfinished(folder, start):
+            result = _finished(to, start, options)
+            if result is not None:
+                bundles.sweep(folder)
+                return result
+        _open_work(folder, start, options)
+        try:
+            from edgetl.transfer.phases import carry_out
+
+            result = carry_out(data, to, start, options, folder, monitor)
+        except InputError:
+            bundles.sweep(folder)
+            raise
+        bundles.sweep(folder)
+    return result
+
+
+def _unfinished(folder: Path, start: Start) -> bool:
+    """Whether a killed run of the same options left work there."""
+    path = folder / "identity.json"
+    return path.is_file() and bundles.read_json(path, "training state") == start.identity
+
+
+def _finished(to: Path, start: Start, options: FinetuneOptions) -> dict[str, Any] | None:
+    """The stored result of the bundle that is there, if it came from the same options and data.
+
+    None where it did not but --overwrite allows another generation. Raises InputError where it does not.
+    """
+    training = bundles.Bundle.open(to).manifest["training"]
+    if training.get("identity") == start.identity:
+        return dict(training["result"], bundle=str(to))
+    if options.overwrite:
+        return None
+    raise _other_options("the bundle was made with other options", training.get("identity") or {}, start)
+
+
+def _open_work(folder: Path, start: Start, options: FinetuneOptions) -> None:
+    """Begin the work folder, or take over what a killed run of the same options left."""
+    path = folder / "identity.json"
+    if options.resume and path.is_file():
+        old = bundles.read_json(path, "training state")
+        if old != start.identity:
+            raise _other_options("the unfinished run there has other options", old, start)
+        return
+    bundles.sweep(folder)
+    folder.mkdir()
+    bundles.atomic_json(path, start.identity)
+
+
+def _other_options(what: str, old: dict[str, Any], start: Start) -> InputError:
+    flat_old, flat_new = _flat(old), _flat(start.identity)
+    differ = sorted(key for key in {*flat_old, *flat_new} if flat_old.get(key) != flat_new.get(key))
+    return InputError(
+        what,
+        ", ".join("%s %s, now %s" % (k, flat_old.get(k), flat_new.get(k)) for k in differ[:3]),
+        "give the same options, or leave --resume out to start anew (with --overwrite where a bundle is there)",
+    )
+
+
+def _flat(identity: dict[str, Any]) -> dict[str, Any]:
+    out = {k: v for k, v in identity.items() if k != "options"}
+    out.update(identity.get("options", {}))
+    return out

@@ -1,0 +1,233 @@
+"""The training loop: AdamW, cosine, averaged weights, early stopping, and a state that resumes exactly.
+
+All randomness is a function of (seed, epoch, image), and the state is written whole after each epoch, so a
+run that was killed at any moment ends in the same bits as one that was not.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.optim.swa_utils import AveragedModel
+
+from edgetl.errors import DiskError, StageError, disk_errors
+from edgetl.images import Sample
+from edgetl.monitor import SILENT, Monitor
+from edgetl.transfer import recipe as recipes
+from edgetl.transfer.augment import Views, epoch_order, stream_seed
+from edgetl.transfer.backbones import BackboneRow
+from edgetl.transfer.features import Floats, Inputs, forward, to_device
+from edgetl.transfer.network import Deployed
+from edgetl.transfer.recipe import Recipe
+
+State = dict[str, torch.Tensor]
+Epoch = dict[str, Any]  # one line of the log
+
+
+@dataclass
+class Progress:
+    """What a run has come to: written after each epoch, read by --resume."""
+
+    epoch: int = 0
+    history: list[Epoch] = field(default_factory=list)
+    best: State | None = None
+    best_epoch: int = 0
+    best_score: tuple[float, float] = (-1.0, 0.0)  # accuracy, minus loss on val
+
+    @property
+    def stale(self) -> int:
+        """Epochs since the best one."""
+        return self.epoch - self.best_epoch
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the loop trains on and with; `weights` are the classes' in the loss."""
+
+    train: Sequence[Sample]
+    val: Sequence[Sample]
+    views: Views
+    inputs: Inputs
+    weights: npt.NDArray[np.float32] | None
+    device: torch.device
+    amp: torch.dtype | None
+    seed: int
+    monitor: Monitor = SILENT
+
+
+class Trainer:
+    """One training run of `model` (its weights are where it starts from)."""
+
+    def __init__(self, model: Deployed, spec: BackboneRow, recipe: Recipe, setting: Setting, state_file: Path) -> None:
+        self.model, self.spec, self.recipe, self.setting = model, spec, recipe, setting
+        self.per_epoch = -(-len(setting.train) // recipe.batch)
+        self.steps = self.per_epoch * recipe.epochs
+        groups = recipes.parameter_groups(model.backbone, spec, recipe)
+        self.optimizer = torch.optim.AdamW(groups, fused=True)
+        self.average = AveragedModel(model, multi_avg_fn=self._average, use_buffers=True)
+        self.scaler = torch.amp.GradScaler(setting.device.type, enabled=setting.amp is torch.float16)
+        self.progress = Progress()
+        self._file = state_file
+        weights = setting.weights
+        self._weights = None if weights is None else torch.from_numpy(weights).to(setting.device)
+
+    def run(self, on_epoch: Callable[[Epoch], None] = lambda _: None) -> Progress:
+        """Train to the end. Raises StageError where the loss diverges."""
+        while self.progress.epoch < self.recipe.epochs and self.progress.stale < self.recipe.patience:
+            line = self._epoch(self.progress.epoch + 1)
+            self.progress.history.append(line)
+            self.progress.epoch += 1
+            score = (line["val_accuracy"], -line["val_loss"])
+            if score > self.progress.best_score:
+                best = {k: v.detach().clone() for k, v in self.average.module.backbone.state_dict().items()}
+                self.progress.best, self.progress.best_epoch = best, self.progress.epoch
+                self.progress.best_score = score
+            self._save()
+            on_epoch(line)
+        return self.progress
+
+    def _epoch(self, number: int) -> Epoch:
+        recipe, setting = self.recipe, self.setting
+        _reseed(stream_seed(setting.seed, "dropout", number))
+        recipes.set_mode(self.model.backbone, self.spec, number <= recipe.head_epochs, recipe.freeze_statistics)
+        order = epoch_order(setting.train, setting.seed, number)
+        started, total = time.perf_counter(), 0.0
+        for index in range(self.per_epoch):
+            batch = order[index * recipe.batch : (index + 1) * recipe.batch]
+            if len(batch) == 1 and self.per_epoch > 1:
+                continue  # BatchNorm in training has no variance of one image
+            total += self._step(batch, number, (number - 1) * self.per_epoch + index) * len(batch)
+            setting.monitor.progress("epoch %d of %d" % (number, recipe.epochs), index + 1, self.per_epoch)
+        seconds = time.perf_counter() - started
+        if not np.isfinite(total):
+            raise StageError("the training diverged: its loss is not a number", "epoch %d" % number, "use a lower --lr")
+        logits = forward(self.average.module, setting.val, setting.inputs, setting.device, "validate", setting.monitor)
+        accuracy, loss = judge(logits, np.array([s.target for s in setting.val]))
+        return {
+            "epoch": number,
+            "train_loss": total / len(order),
+            "val_accuracy": accuracy,
+            "val_loss": loss,
+            "lr": max(g["lr"] for g in self.optimizer.param_groups),
+            "seconds": seconds,
+            "images_per_second": len(order) / seconds,
+        }
+
+    def _step(self, batch: Sequence[Sample], epoch: int, step: int) -> float:
+        setting, recipe = self.setting, self.recipe
+        factor = recipes.schedule(step, self.steps, recipe.warm_up)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak"] * factor
+        images = to_device(setting.views(batch, epoch), setting.device)
+        targets = torch.tensor([s.target for s in batch], device=setting.device)
+        with torch.autocast(setting.device.type, dtype=setting.amp, enabled=setting.amp is not None):
+            logits = self.model(images)
+        loss = functional.cross_entropy(logits.float(), targets, weight=self._weights, label_smoothing=recipe.smoothing)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        self.scaler.unscale_(self.optimizer)
+        nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.average.update_parameters(self.model)
+        return float(loss.detach())
+
+    def _average(self, averaged: Any, current: Any, count: Any) -> None:
+        """AveragedModel's hook: one call for the tensors of one dtype; whole numbers (batch counts) are copied."""
+        with torch.no_grad():
+            if averaged[0].is_floating_point():
+                torch._foreach_lerp_(averaged, current, 1 - recipes.ema_decay(int(count), self.steps))
+            else:
+                for old, new in zip(averaged, current, strict=True):
+                    old.copy_(new)
+
+    def _save(self) -> None:
+        state = {
+            "progress": vars(self.progress),
+            "model": self.model.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+        }
+        temporary = self._file.with_suffix(".tmp")
+        with disk_errors(self._file):
+            try:
+                with open(temporary, "wb") as stream:
+                    torch.save(state, stream)
+                    stream.flush()
+                    os.fsync(stream.fileno())
+            except RuntimeError as error:  # torch hides the operating system's error in its own
+                raise DiskError("the training state could not be written", "%s (%s)" % (self._file, error)) from error
+            os.replace(temporary, self._file)
+
+    def restore(self) -> Progress:
+        """Take over the state file where there is one; what has been done so far."""
+        if not self._file.is_file():
+            return self.progress
+        state = torch.load(self._file, map_location=self.setting.device, weights_only=True)
+        self.progress = Progress(**state["progress"])
+        self.progress.best_score = (self.progress.best_score[0], self.progress.best_score[1])
+        self.model.load_state_dict(state["model"])
+        self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.setting.monitor.say("resumed after epoch %d of %d" % (self.progress.epoch, self.recipe.epochs))
+        return self.progress
+
+
+def judge(logits: Floats, targets: npt.NDArray[np.int64]) -> tuple[float, float]:
+    """Accuracy and mean cross-entropy of logits (N, C)."""
+    loss = functional.cross_entropy(torch.from_numpy(logits), torch.from_numpy(targets))
+    return float((logits.argmax(1) == targets).mean()), float(loss)
+
+
+def faster_dtype(
+    model: Deployed, spec: BackboneRow, recipe: Recipe, images: npt.NDArray[np.uint8], device: torch.device, asked: str
+) -> str:
+    """ "off", "bf16" or "fp16": for "auto" what a short trial on these images shows to be faster than fp32."""
+    if asked != "auto":
+        return asked
+    if device.type == "cuda":
+        candidate = "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    elif torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        candidate = "bf16"
+    else:
+        return "off"
+    trial = copy.deepcopy(model)
+    recipes.set_mode(trial.backbone, spec, False, recipe.freeze_statistics)
+    took = {name: _time(trial, images, device, DTYPES[name]) for name in ("off", candidate)}
+    return candidate if took[candidate] < 0.85 * took["off"] else "off"
+
+
+DTYPES: dict[str, torch.dtype | None] = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def _time(model: Deployed, pixels: npt.NDArray[np.uint8], device: torch.device, dtype: torch.dtype | None) -> float:
+    """Seconds of the faster of two passes forward and back, after one to warm up."""
+    took = []
+    for _ in range(3):
+        started = time.perf_counter()
+        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+            logits = model(to_device(pixels, device))
+        logits.float().sum().backward()  # type: ignore[no-untyped-call]
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        took.append(time.perf_counter() - started)
+    return min(took[1:])
+
+
+def _reseed(seed: int) -> None:
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_available():
+        torch.cuda.manual_seed_all(seed)

@@ -1,0 +1,260 @@
+"""Pretrained weights: where they come from, the preprocessing they expect, and whether they fit.
+
+`--weights auto` (torchvision's default, downloaded), `none`, `embedded`, or a file: .pth (tensors only, never
+code) or .safetensors, wrapped or not, with a classifier of any size.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import re
+import zipfile
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+from torchvision import models
+from torchvision.models.vision_transformer import interpolate_embeddings
+
+from edgetl import embedded
+from edgetl.bundle import sha256_file
+from edgetl.errors import WeightsError
+from edgetl.monitor import SILENT, Monitor
+from edgetl.spec import Fit, Preprocess
+from edgetl.transfer.backbones import BackboneRow
+
+_WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model")
+_PREFIXES = ("module.", "_orig_mod.")
+# densenet's published files name "denselayer1.norm.1.weight" what the network calls "denselayer1.norm1.weight".
+_OLD_DENSENET = re.compile(r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\.\w+)$")
+_SHOWN = 3
+
+State = Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A state dict (None: random initialisation), what it expects of its input, and where it is from."""
+
+    state: State | None
+    preprocess: Preprocess
+    provenance: dict[str, Any]
+
+
+def load(choice: str, spec: BackboneRow) -> Weights:
+    """The weights that `--weights` names for this backbone. Raises WeightsError."""
+    if choice == "none":
+        return Weights(None, _default_preprocess(spec), {"source": "none", "sha256": ""})
+    if choice == "embedded" or (choice == "auto" and spec.name == embedded.NAME):
+        return _embedded()
+    if choice == "auto":
+        return _download(spec)
+    path = Path(choice)
+    state, digest = read_state(path), sha256_file(path)
+    entry = _published(spec, digest)
+    provenance = {"source": "file", "name": entry.name if entry else path.name, "sha256": digest}
+    return Weights(state, _of_entry(entry, spec) if entry else _default_preprocess(spec), provenance)
+
+
+def preprocess_for(base: Preprocess, image_size: int | None, fit: Fit) -> Preprocess:
+    """`base` for another crop and fit: the resize keeps the ratio that the weights were made with."""
+    size = image_size or base.size
+    resize = size if fit is not Fit.CROP else max(size, round(size * base.resize / base.size))
+    return replace(base, size=size, resize=resize, fit=fit)
+
+
+def read_state(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a .pth or .safetensors file, unwrapped.
+
+    A pickle is read by torch's tensors-only reader: nothing in it can run. Raises WeightsError.
+    """
+    if not path.is_file():
+        raise WeightsError("no such weights file", path, "--weights wants auto, none, embedded or a file")
+    try:
+        if path.suffix == ".safetensors":
+            found: Any = load_file(path)
+        else:
+            found = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        first = str(error).split("\n")[0][:120]
+        raise WeightsError(
+            "the weights file holds more than tensors, or is none (nothing in it was run)",
+            "%s (%s)" % (path, first),
+            "save `model.state_dict()` instead",
+        ) from error
+    except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
+        raise WeightsError("the weights file cannot be read", "%s (%s)" % (path, str(error)[:120])) from error
+    return _unwrapped(found, path)
+
+
+def _unwrapped(found: Any, path: Path) -> dict[str, torch.Tensor]:
+    for _ in range(len(_WRAPPERS)):
+        inner = next((found[k] for k in _WRAPPERS if isinstance(found, Mapping) and _is_state(found.get(k))), None)
+        if inner is None:
+            break
+        found = inner
+    if not _is_state(found):
+        raise WeightsError("the file holds no state dict", path, "save `model.state_dict()`")
+    metadata = getattr(found, "_metadata", None)
+    out = OrderedDict((str(k), v) for k, v in found.items() if isinstance(v, torch.Tensor))
+    for prefix in _PREFIXES:
+        if out and all(k.startswith(prefix) for k in out):
+            out = OrderedDict((k[len(prefix) :], v) for k, v in out.items())
+            metadata = None  # its keys carry the prefix too
+    if metadata is not None:
+        out._metadata = metadata  # type: ignore[attr-defined]  # torch keeps the layers' versions here
+    return out
+
+
+def _is_state(value: Any) -> bool:
+    return isinstance(value, Mapping) and (
+        any(isinstance(v, torch.Tensor) for v in value.values()) or any(_is_state(value.get(k)) for k in _WRAPPERS)
+    )
+
+
+def apply(model: nn.Module, spec: BackboneRow, state: State, size: int, origin: str, monitor: Monitor = SILENT) -> bool:
+    """Load `state` into `model`; returns whether its classifier came along.
+
+    A classifier for another number of classes is left out (and said). Raises WeightsError that lists what
+    else did not fit.
+    """
+    own = model.state_dict()
+    given = OrderedDict((_OLD_DENSENET.sub(r"\1\2", k), v) for k, v in state.items())
+    given = OrderedDict((k, v) for k, v in given.items() if not k.startswith(spec.dropped or ("\0",)))
+    weight, bias = spec.head + ".weight", spec.head + ".bias"
+    has_head = weight in given and given[weight].shape == own[weight].shape
+    if not has_head:
+        if weight in given:
+            monitor.say(
+                "the classifier of %s (%d classes) is left out: there are %d classes here"
+                % (origin, len(given[weight]), len(own[weight]))
+            )
+        given.pop(weight, None)
+        given.pop(bias, None)
+    if spec.size_argument == "image_size" and "encoder.pos_embedding" in given:
+        given = _resized_positions(given, size, spec.multiple)
+    _check(model, spec, given, own, {weight, bias}, origin, getattr(state, "_metadata", None))
+    return has_head
+
+
+def _check(
+    model: nn.Module,
+    spec: BackboneRow,
+    given: OrderedDict[str, torch.Tensor],
+    own: Mapping[str, torch.Tensor],
+    head: set[str],
+    origin: str,
+    metadata: Any,
+) -> None:
+    """Load what fits by shape; raise WeightsError where anything but the head is missing, left over or differs."""
+    wrong = [
+        "%s %s, not %s" % (k, list(v.shape), list(own[k].shape))
+        for k, v in given.items()
+        if k in own and v.shape != own[k].shape
+    ]
+    fitting = OrderedDict((k, v) for k, v in given.items() if k not in own or v.shape == own[k].shape)
+    # torchvision's networks read the versions of their layers here; a file without them is taken to be current.
+    fitting._metadata = metadata or getattr(own, "_metadata", {})  # type: ignore[attr-defined]
+    result = model.load_state_dict(fitting, strict=False)
+    missing = [
+        k for k in result.missing_keys if k not in head and k not in given and not k.endswith("num_batches_tracked")
+    ]
+    parts = [
+        "%d %s (%s%s)" % (len(found), what, ", ".join(found[:_SHOWN]), ", ..." if len(found) > _SHOWN else "")
+        for what, found in (("missing", missing), ("unexpected", result.unexpected_keys), ("of another shape", wrong))
+        if found
+    ]
+    if parts:
+        raise WeightsError(
+            "the weights do not fit %s" % spec.name,
+            "%s: %s" % (origin, "; ".join(parts)),
+            "name the network they were saved from with --backbone",
+        )
+
+
+def _resized_positions(given: OrderedDict[str, torch.Tensor], size: int, patch: int) -> OrderedDict[str, torch.Tensor]:
+    """Position embeddings of a ViT for another image size, by torchvision's own interpolation."""
+    try:
+        return OrderedDict(interpolate_embeddings(size, patch, given))
+    except ValueError as error:
+        raise WeightsError("the position embeddings cannot be resized", error) from error
+
+
+def _download(spec: BackboneRow) -> Weights:
+    entry = models.get_model_weights(spec.name).DEFAULT
+    try:
+        state = entry.get_state_dict(progress=False, check_hash=True)
+    except (URLError, OSError, RuntimeError) as error:
+        # RuntimeError: the downloaded bytes do not have the published hash.
+        raise WeightsError(
+            "torchvision's weights could not be downloaded",
+            "%s (%s)" % (entry.url, error),
+            "check the connection, or use --weights FILE, embedded or none",
+        ) from error
+    local = Path(torch.hub.get_dir()) / "checkpoints" / Path(entry.url).name
+    digest = sha256_file(local) if local.is_file() else ""
+    provenance = {"source": "torchvision", "name": str(entry), "url": entry.url, "sha256": digest}
+    return Weights(state, _of_entry(entry, spec), provenance)
+
+
+def _embedded() -> Weights:
+    path = embedded.weights_path()
+    provenance = {"source": "embedded", "name": path.name, "sha256": sha256_file(path)}
+    return Weights(read_state(path), embedded.preprocess(), provenance)
+
+
+def _published(spec: BackboneRow, digest: str) -> Any:
+    """torchvision's entry for a file with this sha256 (their URLs carry its first 8 digits), or None."""
+    if spec.name == embedded.NAME:
+        return None
+    entries = list(models.get_model_weights(spec.name))
+    return next((e for e in entries if "-%s." % digest[:8] in e.url), None)
+
+
+def _default_preprocess(spec: BackboneRow) -> Preprocess:
+    if spec.name == embedded.NAME:
+        return Preprocess(size=spec.size, resize=spec.size, mean=spec.mean, std=spec.std)
+    return _of_entry(models.get_model_weights(spec.name).DEFAULT, spec)
+
+
+def _of_entry(entry: Any, spec: BackboneRow) -> Preprocess:
+    """The Preprocess of a torchvision weights entry (their V1 resizes to 256, V2 to 232: it decides)."""
+    transforms = entry.transforms()
+    # The row's normalisation is ImageNet's, or (0.5, 0.5) where we took the conversion out of the network.
+    mean, std = (tuple(transforms.mean), tuple(transforms.std)) if not spec.dropped else (spec.mean, spec.std)
+    return Preprocess(
+        size=int(transforms.crop_size[0]),
+        resize=int(transforms.resize_size[0]),
+        interpolation=str(transforms.interpolation.value),
+        mean=mean,
+        std=std,
+    )
+
+
+def load_exactly(model: nn.Module, state: State) -> None:
+    """Load a state dict that `model` itself wrote. Raises WeightsError."""
+    complete = OrderedDict(state)
+    # safetensors keeps no layer versions, and mnasnet refuses to load without them.
+    complete._metadata = getattr(model.state_dict(), "_metadata", {})  # type: ignore[attr-defined]
+    try:
+        model.load_state_dict(complete)
+    except RuntimeError as error:
+        raise WeightsError("the checkpoint does not fit its own backbone", str(error)[:200]) from error
+
+
+def state_digest(state: Mapping[str, torch.Tensor]) -> str:
+    """sha256 over names, shapes and bytes of a state dict: equal exactly when the tensors are."""
+    digest = hashlib.sha256()
+    for key in sorted(state):
+        tensor = state[key].detach().cpu().contiguous()
+        digest.update(("%s %s %s\n" % (key, tensor.dtype, list(tensor.shape))).encode())
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()
