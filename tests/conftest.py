@@ -154,3 +154,32 @@ def tiny_graph(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return make
+
+
+GraphBundle = Callable[..., Path]
+
+
+@pytest.fixture
+def graph_bundle(tmp_path: Path) -> GraphBundle:
+    """graph_bundle({("trt10", "int8"): path}, met=True) -> a bundle that holds those graphs and nothing else."""
+    from edgetl.bundle import NewArtifact, create, locked
+
+    def make(graphs: dict[tuple[str, str], Path], met: bool | None = True, name: str = "bundle") -> Path:
+        facts = {"kind": "graph", "made_by": "export", "input": "float32", "met": met}
+        new = [
+            NewArtifact(
+                path,
+                f"graphs/{profile}/{precision}-{{sha12}}.onnx",
+                {**facts, "profile": profile, "precision": precision},
+            )
+            for (profile, precision), path in graphs.items()
+        ]
+        preprocess = {"size": 32, "resize": 32, "fit": "crop", "mean": [0, 0, 0], "std": [1, 1, 1]}
+        manifest: dict[str, Any] = {"task": "classification", "made_by": "adopt", "labels": list("abcde")}
+        manifest |= {"preprocess": {**preprocess, "interpolation": "bilinear"}, "training": {}}
+        manifest |= {"model": {}, "splits": {}, "tolerances": {}}
+        with locked(tmp_path / name):
+            create(tmp_path / name, manifest, new, {})
+        return tmp_path / name
+
+    return make
