@@ -118,7 +118,7 @@ def _accuracies(result: dict[str, Any]) -> Any:
 
     first = result["finetune"]
     table = Table(
-        title=f"Handwritten digits from {first['n']['train']} labelled scans; the backbone knows machine fonts, no digit",
+        title=f"Handwritten digits from {first['n']['train']} labelled scans; the backbone knows only fonts, no digit",
         title_justify="left",
     )
     for column in ("", "test accuracy", "95 % interval", "images", "seconds"):

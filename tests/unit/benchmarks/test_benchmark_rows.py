@@ -1,0 +1,142 @@
+"""Rows of the benchmarks, and the tables made from them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+from benchmarks import tables
+from benchmarks.memory import grown
+from benchmarks.recipe import compared
+from benchmarks.rows import RESULTS, SCHEMA, Case, append, latest, read, row
+
+STARTUP = {"runs": 3, "median_s": 0.31, "worst_s": 0.4, "limit_s": 0.5, "heavy_modules": ""}
+MEMORY = grown({"peak_mb": 100.0, "baseline_mb": 700.0}, {"peak_mb": 103.0, "baseline_mb": 701.0}, 64, 512)
+
+
+def epochs(*accuracies: float) -> list[dict[str, Any]]:
+    return [{"phase": "head", "val_accuracy": a, "seconds": 10.0 * (i + 1)} for i, a in enumerate(accuracies)]
+
+
+def ours(accuracy: float, seconds: float = 4.0) -> dict[str, Any]:
+    scores = {"accuracy": accuracy}
+    return {"strategy": "lp-ft", "chosen": "lp-ft", "val": scores, "test": scores, "seconds": seconds}
+
+
+def recipe_values(accuracy: float = 0.9) -> dict[str, Any]:
+    return {"n_train": 100, "n_val": 50, **compared(epochs(0.5, 0.8, 0.8), ours(accuracy))}
+
+
+def test_schema_is_a_json_schema() -> None:
+    jsonschema.Draft202012Validator.check_schema(SCHEMA)
+
+
+@pytest.mark.parametrize(
+    ("suite", "values"),
+    [("startup", STARTUP), ("memory", MEMORY), ("recipe", recipe_values()), ("recipe", recipe_values(0.1))],
+)
+def test_a_row_of_each_suite_is_kept_and_read_back(tmp_path: Path, suite: str, values: dict[str, Any]) -> None:
+    first, second = (row(Case(suite, name, quick=False), 2, values) for name in ("a", "b"))
+    append(first, tmp_path)
+    append(second, tmp_path)
+    assert list(read(tmp_path)) == [first, second]
+    assert (tmp_path / f"{suite}.jsonl").read_text().count("\n") == 2
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda r: r["values"].pop("median_s"),
+        lambda r: r["values"].update(mean_s=1.0),
+        lambda r: r["values"].update(median_s="fast"),
+        lambda r: r.update(suite="unknown"),
+        lambda r: r.update(at="yesterday"),
+        lambda r: r.pop("environment"),
+        lambda r: r.update(note="x"),
+    ],
+)
+def test_a_wrong_row_is_not_kept(tmp_path: Path, spoil: Any) -> None:
+    wrong = row(Case("startup", "edgetl --help", quick=False), 1, STARTUP)
+    spoil(wrong)
+    with pytest.raises(jsonschema.ValidationError):
+        append(wrong, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_every_kept_row_of_this_repository_fits_the_schema() -> None:
+    for path in RESULTS.glob("*.jsonl"):
+        assert path.read_text().count("\n") == sum(1 for r in read() if r["suite"] == path.stem)
+
+
+def test_latest_takes_the_newest_full_row_of_each_case() -> None:
+    rows = [
+        row(Case("startup", name, quick), 1, {**STARTUP, "runs": runs})
+        for name, quick, runs in (("a", False, 1), ("b", False, 2), ("a", False, 3), ("a", True, 4))
+    ]
+    assert [(r["case"], r["values"]["runs"]) for r in latest(iter(rows), "startup")] == [("a", 3), ("b", 2)]
+
+
+def test_the_ratio_ends_at_the_first_best_epoch_and_is_null_where_it_was_not_reached() -> None:
+    reached = compared(epochs(0.5, 0.8, 0.8), ours(0.8, seconds=4.0))
+    assert (reached["recipe_best_epoch"], reached["recipe_to_best_s"], reached["ratio"]) == (2, 20.0, 5.0)
+    assert reached["recipe_total_s"] == 30.0
+    assert compared(epochs(0.5, 0.8), ours(0.79))["ratio"] is None
+
+
+def test_growth_is_of_the_peak_above_the_baseline() -> None:
+    assert MEMORY["growth_percent"] == 3.0
+    assert (
+        grown({"peak_mb": 0.0, "baseline_mb": 1.0}, {"peak_mb": 1.0, "baseline_mb": 1.0}, 1, 2)["growth_percent"]
+        is None
+    )
+
+
+def test_tables_replace_the_generated_blocks_and_keep_the_prose(tmp_path: Path) -> None:
+    for suite, values in (
+        ("startup", STARTUP),
+        ("memory", MEMORY),
+        ("recipe", recipe_values()),
+        ("recipe", recipe_values(0.1)),
+    ):
+        append(row(Case(suite, f"case {values.get('val_accuracy')}", quick=False), 2, values), tmp_path / "results")
+    readme = tmp_path / "README.md"
+    blocks = "".join(
+        f"## {s}\n\n<!-- table: {s} -->\nold\n<!-- end -->\nprose {s}\n" for s in ("startup", "memory", "recipe")
+    )
+    readme.write_text(blocks)
+    tables.write(tmp_path / "results", readme)
+    once = readme.read_text()
+    assert "old" not in once
+    assert all(f"prose {s}\n" in once for s in ("startup", "memory", "recipe"))
+    assert "| 0.31 |" in once and "+3.0 %" in once and "**5.0x**" in once and "not reached" in once
+    tables.write(tmp_path / "results", readme)
+    assert readme.read_text() == once
+
+
+def test_the_readme_of_this_repository_has_a_block_for_each_table_and_is_up_to_date(tmp_path: Path) -> None:
+    copy = tmp_path / "README.md"
+    copy.write_text(tables.README.read_text(encoding="utf-8"), encoding="utf-8")
+    tables.write(RESULTS, copy)
+    assert copy.read_text(encoding="utf-8") == tables.README.read_text(encoding="utf-8")
+    assert copy.read_text(encoding="utf-8").count("<!-- table: ") == 3
+
+
+def test_an_unknown_table_is_an_error(tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text("<!-- table: speed -->\n<!-- end -->\n")
+    with pytest.raises(KeyError, match="speed"):
+        tables.write(tmp_path, readme)
+
+
+def test_without_rows_a_table_says_so() -> None:
+    assert tables.table("memory", []) == tables.NO_ROWS
+
+
+def test_rows_are_one_json_object_a_line(tmp_path: Path) -> None:
+    append(row(Case("memory", "line\nbreak", quick=True), 1, MEMORY), tmp_path)
+    (only,) = (tmp_path / "memory.jsonl").read_text().splitlines()
+    assert json.loads(only)["case"] == "line\nbreak"
