@@ -1,0 +1,73 @@
+"""What a machine says of itself, read from files that the test writes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from edgetl.measure.environment import environment
+
+
+def machine(root: Path, **files: str) -> Path:
+    for name, text in files.items():
+        path = root / name.replace("__", "/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return root
+
+
+def test_this_machine() -> None:
+    found = environment(threads=2)
+    assert found["threads"] == 2
+    assert found["cores"] >= 1
+    assert found["versions"]["numpy"]
+    assert len(found["id"]) == 12
+    assert json.loads(json.dumps(found)) == found
+
+
+def test_the_id_is_of_what_stays() -> None:
+    first, second = environment(threads=1), environment(threads=1)
+    assert first["id"] == second["id"]
+    assert environment(threads=4)["id"] != first["id"]
+
+
+def test_an_arm_board(tmp_path: Path) -> None:
+    root = machine(
+        tmp_path,
+        **{
+            "proc__device-tree__model": "NVIDIA Jetson Orin Nano Developer Kit\0",
+            "proc__cpuinfo": "processor\t: 0\nCPU part\t: 0xd42\n",
+            "proc__meminfo": "MemTotal:        7990000 kB\n",
+            "sys__devices__system__cpu__cpu0__cpufreq__scaling_governor": "schedutil\n",
+            "sys__fs__cgroup__cpu.max": "150000 100000\n",
+        },
+    )
+    found = environment(root=root)
+    assert found["board"] == "NVIDIA Jetson Orin Nano Developer Kit"
+    assert found["cpu"] == "Arm part 0xd42"
+    assert (found["memory_mb"], found["governor"], found["cgroup_cpus"]) == (8181, "schedutil", 1.5)
+
+
+@pytest.mark.parametrize(("online", "power"), [("1", "mains"), ("0", "battery")])
+def test_a_laptop(tmp_path: Path, online: str, power: str) -> None:
+    supply = "sys__class__power_supply__"
+    root = machine(
+        tmp_path,
+        **{
+            "proc__cpuinfo": "model name\t: Some Laptop CPU: the fast one\n",
+            supply + "AC__type": "Mains\n",
+            supply + "AC__online": online,
+            supply + "BAT0__type": "Battery\n",
+            "sys__fs__cgroup__cpu.max": "max 100000\n",
+        },
+    )
+    found = environment(root=root)
+    assert (found["power"], found["cpu"], found["cgroup_cpus"]) == (power, "Some Laptop CPU: the fast one", None)
+
+
+def test_a_machine_that_tells_nothing(tmp_path: Path) -> None:
+    found = environment(root=tmp_path)
+    for key in ("board", "memory_mb", "governor", "power", "cgroup_cpus"):
+        assert found[key] is None
