@@ -32,9 +32,11 @@ while True:
     with writing(path, "export") as (bundle, scratch):
         (scratch / "graph").write_bytes(b"%d " % number * 60_000)
         (scratch / "logits").write_bytes(b"logits %d" % number)
+        graph = {"kind": "graph", "made_by": "export", "number": number}
+        logits = {"kind": "graph-logits", "made_by": "export"}
         bundle.add([
-            NewArtifact(scratch / "graph", "graphs/trt10/int8-{sha12}.onnx", {"kind": "graph", "made_by": "export", "number": number}),
-            NewArtifact(scratch / "logits", "golden/graph-{sha12}.npy", {"kind": "graph-logits", "made_by": "export"}),
+            NewArtifact(scratch / "graph", "graphs/trt10/int8-{sha12}.onnx", graph),
+            NewArtifact(scratch / "logits", "golden/graph-{sha12}.npy", logits),
         ])
     print(number, flush=True)
 """
@@ -51,7 +53,8 @@ while True:
     with locked(path) as work:
         source = work / "weights"
         source.write_bytes(b"%d " % number * 60_000)
-        new = NewArtifact(source, "checkpoint-{sha12}.safetensors", {"kind": "checkpoint", "made_by": "finetune", "number": number})
+        record = {"kind": "checkpoint", "made_by": "finetune", "number": number}
+        new = NewArtifact(source, "checkpoint-{sha12}.safetensors", record)
         create(path, keep, [new], {"number": number}, overwrite=True)
         source.unlink()
     print(number, flush=True)
@@ -257,8 +260,9 @@ import sys
 from pathlib import Path
 from edgetl.bundle import Bundle, NewArtifact
 from edgetl.errors import DiskError
+new = NewArtifact(Path(sys.argv[2]), "graphs/{sha12}.onnx", {"kind": "graph", "made_by": "t"})
 try:
-    Bundle.open(sys.argv[1]).add([NewArtifact(Path(sys.argv[2]), "graphs/{sha12}.onnx", {"kind": "graph", "made_by": "t"})])
+    Bundle.open(sys.argv[1]).add([new])
 except DiskError as error:
     print(error)
 """
