@@ -108,7 +108,7 @@ def finetune(
 def _show(console: Console, result: dict[str, Any]) -> None:
     from rich.table import Table
 
-    table = Table(title="%(backbone)s, %(strategy)s; kept: %(chosen)s" % result, title_justify="left")
+    table = Table(title=f"{result['backbone']}, {result['strategy']}; kept: {result['chosen']}", title_justify="left")
     for column in ("", "accuracy", "95 % interval", "macro F1", "images"):
         table.add_column(column, justify="left" if not column else "right")
     for name, key in (("linear probe, val", "linear_probe"), ("kept, val", "val"), ("kept, test", "test")):

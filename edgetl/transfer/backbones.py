@@ -80,11 +80,11 @@ class BackboneRow:
         """Raise BackboneError where the network cannot take images of `size` pixels."""
         least = max(self.min_size, self.multiple)
         if size < least or size % self.multiple:
-            step = "" if self.multiple == 1 else " and a multiple of %d" % self.multiple
+            step = "" if self.multiple == 1 else f" and a multiple of {self.multiple}"
             raise BackboneError(
-                "%s cannot take images of this size" % self.name,
-                "%d px" % size,
-                "--image-size must be at least %d%s" % (least, step),
+                f"{self.name} cannot take images of this size",
+                f"{size} px",
+                f"--image-size must be at least {least}{step}",
             )
 
 
@@ -133,7 +133,7 @@ def row(name: str) -> BackboneRow:
     if name not in names():
         near = difflib.get_close_matches(name, names(), n=1, cutoff=0.4)
         raise BackboneError(
-            "unknown backbone", name, "did you mean %s?" % near[0] if near else "use a torchvision classification model"
+            "unknown backbone", name, f"did you mean {near[0]}?" if near else "use a torchvision classification model"
         )
     family = next(f for f in FAMILIES if re.fullmatch(f.pattern, name))
     if name == "smallnet":
@@ -146,7 +146,7 @@ def parse_arguments(text: str) -> dict[str, Any]:
     """`"width_mult=0.5,dropout=0.1"` as keywords; values are Python literals. Raises BackboneError."""
     out: dict[str, Any] = {}
     try:
-        call = ast.parse("f(%s)" % text, mode="eval").body
+        call = ast.parse(f"f({text})", mode="eval").body
         if not isinstance(call, ast.Call) or call.args or not isinstance(call.func, ast.Name):
             raise ValueError("not keywords")
         for keyword in call.keywords:
@@ -177,7 +177,7 @@ def build(name: str, classes: int, size: int, arguments: dict[str, Any] | None =
         model = spec.builder(**kwargs, **(arguments or {}))
     except (TypeError, ValueError, RuntimeError, AttributeError) as error:
         # What torchvision raises depends on which argument is wrong.
-        raise BackboneError("%s cannot be built with these arguments" % name, "%s (%s)" % (arguments, error)) from error
+        raise BackboneError(f"{name} cannot be built with these arguments", f"{arguments} ({error})") from error
     replace_head(model, spec, classes)
     return model
 
@@ -193,14 +193,14 @@ def replace_head(model: nn.Module, spec: BackboneRow, classes: int) -> None:
         fresh = nn.Linear(old.in_features, classes)
         nn.init.trunc_normal_(fresh.weight, std=0.02)
     else:
-        raise BackboneError("the head is not where the table says", "%s of %s" % (spec.head, spec.name))
+        raise BackboneError("the head is not where the table says", f"{spec.head} of {spec.name}")
     assert isinstance(fresh.bias, torch.Tensor)
     nn.init.zeros_(fresh.bias)
     model.set_submodule(spec.head, fresh)
     if spec.then:
         model.set_submodule(spec.then, nn.Identity())
     if hasattr(model, "num_classes"):
-        model.num_classes = classes
+        setattr(model, "num_classes", classes)  # noqa: B010  # torch types every attribute as a Module
 
 
 def head_of(model: nn.Module, spec: BackboneRow) -> nn.Linear | nn.Conv2d:

@@ -58,8 +58,8 @@ def cached(
     with torch.inference_mode():
         width = int(model(to_device(inputs(samples[:1]), device)).shape[1])
     row = width * 4
-    with disk_errors(path), open(path, "ab") as stream:
-        whole = os.path.getsize(path) // (row * BATCH) * BATCH
+    with disk_errors(path), path.open("ab") as stream:
+        whole = path.stat().st_size // (row * BATCH) * BATCH
         done = min(whole, len(samples))
         stream.truncate(done * row)
         stream.seek(0, os.SEEK_END)

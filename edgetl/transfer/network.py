@@ -64,10 +64,11 @@ class TorchBackend:
             # fp32 means fp32: TF32 would make the reference itself drift.
             torch.backends.cuda.matmul.allow_tf32 = False
             torch.backends.cudnn.allow_tf32 = False
-        self.provider = "%s:%d" % (self._device.type, self._device.index or 0) if on_gpu else "cpu"
+        self.provider = f"cuda:{self._device.index or 0}" if on_gpu else "cpu"
         self.evidence = "host-gpu" if on_gpu else "host-cpu"
         self.input = image_input(InputKind.FLOAT32, bundle.preprocess.size)
-        self._model: nn.Module | None = deployed(bundle).to(self._device, memory_format=torch.channels_last)
+        network = deployed(bundle).to(self._device)
+        self._model: nn.Module | None = network.to(memory_format=torch.channels_last)
         self._device_ms: float | None = None
 
     def run(self, batch: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
@@ -78,7 +79,7 @@ class TorchBackend:
             images = torch.from_numpy(batch).to(self._device)
             if self._device.type != "cuda":
                 return self._model(images).numpy()  # type: ignore[no-any-return]
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin, end = torch.Event("cuda", enable_timing=True), torch.Event("cuda", enable_timing=True)
             begin.record()
             logits = self._model(images)
             end.record()

@@ -88,7 +88,7 @@ class FinetuneOptions:
             ("--image-size", self.image_size, 1),
         ):
             if value is not None and value < least:
-                raise InputError("%s must be at least %d" % (name, least), value)
+                raise InputError(f"{name} must be at least {least}", value)
         if self.lr is not None and not 0 < self.lr < 10:
             raise InputError("--lr must be above 0 and below 10", self.lr)
         _one_of("--device", self.device, ("auto", "cpu", "cuda"))

@@ -63,7 +63,7 @@ def carry_out(
     store = PixelStore(folder, data.root, start.preprocess)
     try:
         run = _Run(_sound(data, store, options, monitor), start, options, folder, store, monitor)
-        start.network.to(start.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        start.network.to(start.device).to(memory_format=torch.channels_last)
         fitted, val_features = _probe(run)
         tuned = _train(run, fitted) if options.plan.trains else Progress()
         chosen, val_logits = _choose(run, fitted, val_features, tuned)
@@ -98,8 +98,8 @@ def _sound(data: Dataset, store: PixelStore, options: FinetuneOptions, monitor: 
     if not corrupt:
         return data
     for error in corrupt.values():
-        monitor.warn("left out: %s" % error)
-    monitor.warn("%d corrupt images are left out" % len(corrupt))
+        monitor.warn(f"left out: {error}")
+    monitor.warn(f"{len(corrupt)} corrupt images are left out")
     splits = {k: tuple(s for s in v if s.digest not in corrupt) for k, v in data.splits.items()}
     left = replace(data, splits=splits, skipped=tuple(sorted(e.value for e in corrupt.values())))
     check_splits(left)
@@ -125,7 +125,7 @@ def _probe(run: _Run) -> tuple[probe.Probe, Logits]:
         fitted = probe.fit(found[:n], run.targets("train"), len(data.labels), run.options.seed, run.monitor)
         _save_probe(path, fitted)
     accuracy, _ = judge(fitted.logits(found[n:]), run.targets("val"))
-    run.monitor.say("linear probe: val accuracy %.3f (C = %g)" % (accuracy, fitted.c))
+    run.monitor.say(f"linear probe: val accuracy {accuracy:.3f} (C = {fitted.c:g})")
     return fitted, found[n:]
 
 
@@ -162,10 +162,8 @@ def _train(run: _Run, fitted: probe.Probe) -> Progress:
 
     def on_epoch(line: dict[str, Any]) -> None:
         log.add(line)
-        run.monitor.say(
-            "epoch %(epoch)d: loss %(train_loss).3f, val accuracy %(val_accuracy).3f, %(images_per_second).0f images/s"
-            % line
-        )
+        loss, accuracy, speed = (line[k] for k in ("train_loss", "val_accuracy", "images_per_second"))
+        run.monitor.say(f"epoch {line['epoch']}: loss {loss:.3f}, val accuracy {accuracy:.3f}, {speed:.0f} images/s")
 
     progress = trainer.run(on_epoch)
     log.close()
@@ -212,9 +210,9 @@ def _flips(run: _Run, fitted: probe.Probe) -> bool:
             found = features.forward(run.start.network, samples, inputs, run.start.device, "mirror test", run.monitor)
             right.append(fitted.logits(found).argmax(1) == targets)
     lost, won = int((right[0] & ~right[1]).sum()), int((~right[0] & right[1]).sum())
-    keep = lost - won <= 1.5 * (lost + won) ** 0.5
+    keep = bool(lost - won <= 1.5 * (lost + won) ** 0.5)
     if not keep:
-        run.monitor.say("mirrored images are not used: %d of %d change their class" % (lost, len(samples)))
+        run.monitor.say(f"mirrored images are not used: {lost} of {len(samples)} change their class")
     return keep
 
 

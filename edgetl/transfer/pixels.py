@@ -56,7 +56,7 @@ class PixelStore:
             self._index[entry["digest"]] = entry
             self._end = max(self._end, entry.get("offset", 0) + entry["height"] * entry["width"] * 3)
         if len(lines) > 1 or lines[-1]:
-            with open(self._index_file, "wb") as stream:
+            with self._index_file.open("wb") as stream:
                 stream.writelines(line + b"\n" for line in whole)
         os.ftruncate(self._data, self._end)
 
@@ -78,7 +78,7 @@ class PixelStore:
                 corrupt[sample.digest] = error
                 return np.empty((0, 0, 3), np.uint8)
 
-        with disk_errors(self._index_file), open(self._index_file, "ab") as index:
+        with disk_errors(self._index_file), self._index_file.open("ab") as index:
             for chunk, images in prefetched(missing, _CHUNK, load):
                 entries = [
                     self._store(s, image) for s, image in zip(chunk, images, strict=True) if s.digest not in corrupt
@@ -92,7 +92,7 @@ class PixelStore:
     def _store(self, sample: Sample, image: Pixels) -> dict[str, Any]:
         entry: dict[str, Any] = {"digest": sample.digest, "height": 0, "width": 0}
         if self._end + image.nbytes <= self._limit:
-            if os.pwrite(self._data, np.ascontiguousarray(image), self._end) != image.nbytes:
+            if os.pwrite(self._data, image.tobytes(), self._end) != image.nbytes:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._index_file))
             entry.update(offset=self._end, height=image.shape[0], width=image.shape[1])
             self._end += image.nbytes

@@ -74,7 +74,7 @@ def _row(options: FinetuneOptions) -> BackboneRow:
         return backbones.row(options.backbone or DEFAULT_BACKBONE)
     if options.backbone not in (None, embedded.NAME):
         raise BackboneError(
-            "the embedded weights are %s's" % embedded.NAME, "--backbone %s" % options.backbone, "leave --backbone out"
+            f"the embedded weights are {embedded.NAME}'s", f"--backbone {options.backbone}", "leave --backbone out"
         )
     return backbones.row(embedded.NAME)
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from math import cos, pi
 from typing import Any
 
-import torch
 from torch import nn
 
 from edgetl.transfer.backbones import BackboneRow, head_of
@@ -80,11 +79,11 @@ def parameter_groups(backbone: nn.Module, spec: BackboneRow, recipe: Recipe) -> 
     """
     head = {id(p) for p in head_of(backbone, spec).parameters()}
     body = [p for p in backbone.parameters() if id(p) not in head]
-    lrs: list[tuple[float, torch.Tensor]] = [(recipe.lr, p) for p in backbone.parameters() if id(p) in head]
+    lrs: list[tuple[float, nn.Parameter]] = [(recipe.lr, p) for p in backbone.parameters() if id(p) in head]
     for place, parameter in enumerate(body):
         from_top = STAGES - 1 - place * STAGES // len(body)
         lrs.append((recipe.body_lr * recipe.stage_decay**from_top, parameter))
-    groups: dict[tuple[float, float], list[torch.Tensor]] = {}
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for lr, parameter in lrs:
         decay = recipe.weight_decay if parameter.ndim > 1 else 0.0
         groups.setdefault((lr, decay), []).append(parameter)

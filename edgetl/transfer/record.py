@@ -89,7 +89,7 @@ def golden_logits(network: Deployed, pixels: npt.NDArray[np.uint8]) -> npt.NDArr
     network.eval().cpu()
     with torch.inference_mode():
         images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float()
-        return torch.cat([network(image[None]) for image in images]).numpy()  # type: ignore[no-any-return]
+        return torch.cat([network(image[None]) for image in images]).numpy()
 
 
 def _checkpoint(scratch: Path, network: Deployed) -> NewArtifact:
@@ -110,10 +110,10 @@ def _array(scratch: Path, what: str, array: npt.NDArray[Any]) -> NewArtifact:
     path = scratch / (what + ".npy")
     with disk_errors(path):
         np.save(path, array)
-    return NewArtifact(path, "golden/%s-{sha12}.npy" % what, {"kind": "golden-" + what, "made_by": "finetune"})
+    return NewArtifact(path, f"golden/{what}-{{sha12}}.npy", {"kind": "golden-" + what, "made_by": "finetune"})
 
 
 def _photo(root: Path, index: int, sample: Sample) -> NewArtifact:
     path = root / sample.path
     record = {"kind": "golden-image", "made_by": "finetune", "index": index, "label": sample.target}
-    return NewArtifact(path, "golden/images/%02d-{sha12}%s" % (index, path.suffix.lower()), record)
+    return NewArtifact(path, f"golden/images/{index:02}-{{sha12}}{path.suffix.lower()}", record)

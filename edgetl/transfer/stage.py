@@ -6,7 +6,6 @@ so that a killed run is continued where it stopped. torch and scikit-learn load 
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +27,7 @@ def finetune(data: Dataset, to: Path, options: FinetuneOptions, monitor: Monitor
     Bad input leaves nothing behind; a killed or interrupted run leaves what --resume continues from.
     Raises InputError and its kinds, BundleError (a bundle is there, or locked), StageError.
     """
-    there = os.path.exists(to) and any(os.scandir(to)) if os.path.isdir(to) else os.path.exists(to)
+    there = to.exists() and not (to.is_dir() and not any(to.iterdir()))
     if there and not options.overwrite and not options.resume:
         raise BundleError("there is something at this place already", to, "use --overwrite, or another --to")
     from edgetl.transfer.prepare import prepare
@@ -90,7 +89,7 @@ def _other_options(what: str, old: dict[str, Any], start: Start) -> InputError:
     differ = sorted(key for key in {*flat_old, *flat_new} if flat_old.get(key) != flat_new.get(key))
     return InputError(
         what,
-        ", ".join("%s %s, now %s" % (k, flat_old.get(k), flat_new.get(k)) for k in differ[:3]),
+        ", ".join(f"{k} {flat_old.get(k)}, now {flat_new.get(k)}" for k in differ[:3]),
         "give the same options, or leave --resume out to start anew (with --overwrite where a bundle is there)",
     )
 

@@ -90,7 +90,7 @@ class Trainer:
             self.progress.epoch += 1
             score = (line["val_accuracy"], -line["val_loss"])
             if score > self.progress.best_score:
-                best = {k: v.detach().clone() for k, v in self.average.module.backbone.state_dict().items()}
+                best = {k: v.detach().clone() for k, v in self._averaged.backbone.state_dict().items()}
                 self.progress.best, self.progress.best_epoch = best, self.progress.epoch
                 self.progress.best_score = score
             self._save()
@@ -108,11 +108,11 @@ class Trainer:
             if len(batch) == 1 and self.per_epoch > 1:
                 continue  # BatchNorm in training has no variance of one image
             total += self._step(batch, number, (number - 1) * self.per_epoch + index) * len(batch)
-            setting.monitor.progress("epoch %d of %d" % (number, recipe.epochs), index + 1, self.per_epoch)
+            setting.monitor.progress(f"epoch {number} of {recipe.epochs}", index + 1, self.per_epoch)
         seconds = time.perf_counter() - started
         if not np.isfinite(total):
-            raise StageError("the training diverged: its loss is not a number", "epoch %d" % number, "use a lower --lr")
-        logits = forward(self.average.module, setting.val, setting.inputs, setting.device, "validate", setting.monitor)
+            raise StageError("the training diverged: its loss is not a number", f"epoch {number}", "use a lower --lr")
+        logits = forward(self._averaged, setting.val, setting.inputs, setting.device, "validate", setting.monitor)
         accuracy, loss = judge(logits, np.array([s.target for s in setting.val]))
         return {
             "epoch": number,
@@ -123,6 +123,12 @@ class Trainer:
             "seconds": seconds,
             "images_per_second": len(order) / seconds,
         }
+
+    @property
+    def _averaged(self) -> Deployed:
+        network = self.average.module
+        assert isinstance(network, Deployed)
+        return network
 
     def _step(self, batch: Sequence[Sample], epoch: int, step: int) -> float:
         setting, recipe = self.setting, self.recipe
@@ -163,13 +169,13 @@ class Trainer:
         temporary = self._file.with_suffix(".tmp")
         with disk_errors(self._file):
             try:
-                with open(temporary, "wb") as stream:
+                with temporary.open("wb") as stream:
                     torch.save(state, stream)
                     stream.flush()
                     os.fsync(stream.fileno())
             except RuntimeError as error:  # torch hides the operating system's error in its own
-                raise DiskError("the training state could not be written", "%s (%s)" % (self._file, error)) from error
-            os.replace(temporary, self._file)
+                raise DiskError("the training state could not be written", f"{self._file} ({error})") from error
+            temporary.replace(self._file)
 
     def restore(self) -> Progress:
         """Take over the state file where there is one; what has been done so far."""
@@ -182,7 +188,7 @@ class Trainer:
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
-        self.setting.monitor.say("resumed after epoch %d of %d" % (self.progress.epoch, self.recipe.epochs))
+        self.setting.monitor.say(f"resumed after epoch {self.progress.epoch} of {self.recipe.epochs}")
         return self.progress
 
 
@@ -220,7 +226,7 @@ def _time(model: Deployed, pixels: npt.NDArray[np.uint8], device: torch.device, 
         started = time.perf_counter()
         with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
             logits = model(to_device(pixels, device))
-        logits.float().sum().backward()  # type: ignore[no-untyped-call]
+        logits.float().sum().backward()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         took.append(time.perf_counter() - started)

@@ -87,11 +87,11 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
         first = str(error).split("\n")[0][:120]
         raise WeightsError(
             "the weights file holds more than tensors, or is none (nothing in it was run)",
-            "%s (%s)" % (path, first),
+            f"{path} ({first})",
             "save `model.state_dict()` instead",
         ) from error
     except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
-        raise WeightsError("the weights file cannot be read", "%s (%s)" % (path, str(error)[:120])) from error
+        raise WeightsError("the weights file cannot be read", f"{path} ({str(error)[:120]})") from error
     return _unwrapped(found, path)
 
 
@@ -134,8 +134,8 @@ def apply(model: nn.Module, spec: BackboneRow, state: State, size: int, origin: 
     if not has_head:
         if weight in given:
             monitor.say(
-                "the classifier of %s (%d classes) is left out: there are %d classes here"
-                % (origin, len(given[weight]), len(own[weight]))
+                f"the classifier of {origin} ({len(given[weight])} classes) is left out: "
+                f"there are {len(own[weight])} classes here"
             )
         given.pop(weight, None)
         given.pop(bias, None)
@@ -156,7 +156,7 @@ def _check(
 ) -> None:
     """Load what fits by shape; raise WeightsError where anything but the head is missing, left over or differs."""
     wrong = [
-        "%s %s, not %s" % (k, list(v.shape), list(own[k].shape))
+        f"{k} {list(v.shape)}, not {list(own[k].shape)}"
         for k, v in given.items()
         if k in own and v.shape != own[k].shape
     ]
@@ -168,14 +168,14 @@ def _check(
         k for k in result.missing_keys if k not in head and k not in given and not k.endswith("num_batches_tracked")
     ]
     parts = [
-        "%d %s (%s%s)" % (len(found), what, ", ".join(found[:_SHOWN]), ", ..." if len(found) > _SHOWN else "")
+        f"{len(found)} {what} ({', '.join([*found[:_SHOWN], *['...'][: len(found) > _SHOWN]])})"
         for what, found in (("missing", missing), ("unexpected", result.unexpected_keys), ("of another shape", wrong))
         if found
     ]
     if parts:
         raise WeightsError(
-            "the weights do not fit %s" % spec.name,
-            "%s: %s" % (origin, "; ".join(parts)),
+            f"the weights do not fit {spec.name}",
+            origin + ": " + "; ".join(parts),
             "name the network they were saved from with --backbone",
         )
 
@@ -196,7 +196,7 @@ def _download(spec: BackboneRow) -> Weights:
         # RuntimeError: the downloaded bytes do not have the published hash.
         raise WeightsError(
             "torchvision's weights could not be downloaded",
-            "%s (%s)" % (entry.url, error),
+            f"{entry.url} ({error})",
             "check the connection, or use --weights FILE, embedded or none",
         ) from error
     local = Path(torch.hub.get_dir()) / "checkpoints" / Path(entry.url).name
@@ -216,7 +216,7 @@ def _published(spec: BackboneRow, digest: str) -> Any:
     if spec.name == embedded.NAME:
         return None
     entries = list(models.get_model_weights(spec.name))
-    return next((e for e in entries if "-%s." % digest[:8] in e.url), None)
+    return next((e for e in entries if f"-{digest[:8]}." in e.url), None)
 
 
 def _default_preprocess(spec: BackboneRow) -> Preprocess:
@@ -255,6 +255,6 @@ def state_digest(state: Mapping[str, torch.Tensor]) -> str:
     digest = hashlib.sha256()
     for key in sorted(state):
         tensor = state[key].detach().cpu().contiguous()
-        digest.update(("%s %s %s\n" % (key, tensor.dtype, list(tensor.shape))).encode())
+        digest.update((f"{key} {tensor.dtype} {list(tensor.shape)}\n").encode())
         digest.update(tensor.numpy().tobytes())
     return digest.hexdigest()
