@@ -48,12 +48,16 @@ def peak_of(opens: Callable[[], Backend], batch: int = 1, timeout: float = 120.0
     `opens` must be picklable (a functools.partial of a class or a module's function).
     None where the system does not tell. Raises BackendError when the process fails or takes too long.
     """
+    try:
+        job = pickle.dumps((opens, batch))
+    except (pickle.PicklingError, AttributeError, TypeError) as error:  # pickle raises any of the three
+        raise BackendError("memory is measured in a process of its own, which cannot be told", error) from error
     environment = dict(os.environ)
     environment["PYTHONPATH"] = os.pathsep.join([_ROOT] + [p for p in [environment.get("PYTHONPATH")] if p])
     try:
         done = subprocess.run(
             [sys.executable, "-m", "edgetl.measure.memory"],
-            input=pickle.dumps((opens, batch)),
+            input=job,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env=environment,
