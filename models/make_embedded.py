@@ -122,6 +122,7 @@ def make(to: Path, recipe: Recipe) -> dict[str, Any]:
     weights = to / (NAME + ".safetensors")
     to.mkdir(parents=True, exist_ok=True)
     save_file({name: tensor.contiguous() for name, tensor in net.state_dict().items()}, weights)
+    weights.chmod(0o644)  # safetensors writes it for the owner alone, and it goes into a wheel
     figures = {
         "accuracy_on_new_views": round(accuracy(net, masks[~held], targets[~held], seed=10**9), 4),
         "accuracy_on_a_font_not_seen": round(accuracy(net, masks[held], targets[held], seed=10**9), 4),
