@@ -73,7 +73,7 @@ def _grouped(found: List[Found], relative: Sequence[str], pattern: str) -> List[
     for item, path in zip(found, relative):
         match = regex.search(path)
         hits += match is not None
-        key = (match.group(1) if match.groups() else match.group(0)) if match else ""
+        key = ("/".join(g or "" for g in match.groups()) or match.group(0)) if match else ""
         out.append(item._replace(group=key or item.group))
     if not hits:
         raise DataError("--group-by matches no path", pattern, "it is searched in paths such as " + relative[0])
