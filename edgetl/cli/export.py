@@ -1,0 +1,196 @@
+"""`edgetl export`: graphs from the bundle's checkpoint, INT8 under an accuracy contract."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from edgetl.cli.console import JsonFlag, OutOption, session
+from edgetl.spec import InputKind
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from edgetl.graph import ExportOptions
+    from edgetl.monitor import Monitor
+
+EXAMPLES = (
+    "Examples:  edgetl export models/flowers --int8        "
+    "edgetl export models/flowers --int8 --target jetpack5 --max-drop 1"
+)
+
+
+class Target(StrEnum):
+    """Where the graphs will run."""
+
+    JETPACK5 = "jetpack5"
+    JETPACK60 = "jetpack6.0"
+    JETPACK6 = "jetpack6"
+    JETPACK7 = "jetpack7"
+    TENSORRT = "tensorrt"
+    CPU = "cpu"
+
+
+class OutputKind(StrEnum):
+    """What the graph gives."""
+
+    LOGITS = "logits"
+    PROBABILITIES = "probabilities"
+
+
+class GuardKind(StrEnum):
+    """What the drop is measured by."""
+
+    LABELS = "labels"
+    AGREEMENT = "agreement"
+
+
+Bundle = Annotated[Path, typer.Argument(help="The bundle folder.", metavar="BUNDLE")]
+Calib = Annotated[
+    str | None, typer.Option(help="Images to calibrate on. Default: the bundle's calibration set.", metavar="DATA")
+]
+CalibSize = Annotated[str, typer.Option(help="How many; auto stops when the ranges have settled.", metavar="N|auto")]
+Method = Annotated[str, typer.Option(help="auto, max, entropy, percentile or mse; auto keeps what agrees best.")]
+MaxDrop = Annotated[float, typer.Option(help="Accuracy that INT8 may cost.", metavar="POINTS")]
+MaxClassDrop = Annotated[float | None, typer.Option(help="The same for the worst class.", metavar="POINTS")]
+Confident = Annotated[bool, typer.Option("--confident", help="The interval's upper end must meet it too.")]
+Guard = Annotated[GuardKind, typer.Option(help="Measure against labels, or agreement on unlabelled photos.")]
+GuardData = Annotated[str | None, typer.Option(help="Images to judge on. Default: the val split.", metavar="DATA")]
+Input = Annotated[InputKind, typer.Option("--input", help="float32 NCHW 0-255, or uint8 NHWC.")]
+Output = Annotated[OutputKind, typer.Option(help="probabilities puts a Softmax at the end.")]
+Engine = Annotated[bool, typer.Option("--engine", help="Also build the engine of the last graph made.")]
+Threads = Annotated[int, typer.Option(help="CPU threads; 0 takes all.", min=0)]
+AllowUnmet = Annotated[bool, typer.Option("--allow-unmet", help="Exit 0 although the contract is missed.")]
+
+
+def export(
+    ctx: typer.Context,
+    bundle: Bundle,
+    fp16: Annotated[bool, typer.Option("--fp16", help="Also write the FP16 graph.")] = False,
+    int8: Annotated[bool, typer.Option("--int8", help="Also write FP16 and INT8 and judge the loss.")] = False,
+    target: Annotated[Target, typer.Option(help="Chooses the graph profile.")] = Target.JETPACK6,
+    calib: Calib = None,
+    calib_size: CalibSize = "512",
+    method: Method = "auto",
+    max_drop: MaxDrop = 0.5,
+    max_class_drop: MaxClassDrop = None,
+    confident: Confident = False,
+    guard: Guard = GuardKind.LABELS,
+    guard_data: GuardData = None,
+    rescue: Annotated[str, typer.Option(help="none is all there is so far.")] = "none",
+    input_kind: Input = InputKind.FLOAT32,
+    output: Output = OutputKind.LOGITS,
+    engine: Engine = False,
+    threads: Threads = 0,
+    allow_unmet: AllowUnmet = False,
+    as_json: JsonFlag = False,
+    out: OutOption = None,
+) -> None:
+    """Write the graphs: fp32 always, fp16 and int8 as asked, checked against PyTorch.
+
+    Normalisation is inside, the batch is free, labels and Preprocess travel in the file. The INT8 graph's
+    loss is measured on val against PyTorch fp32; above --max-drop the exit code is 3 and the graph is kept
+    as not meeting its contract.
+    """
+    with session(ctx, as_json, out) as run:
+        from edgetl.errors import ContractUnmet
+        from edgetl.graph import ExportOptions
+        from edgetl.graph import export as export_graphs
+
+        options = ExportOptions(
+            fp16=fp16,
+            int8=int8,
+            target=target.value,
+            calib=calib,
+            calib_size=calib_size,
+            method=method,
+            max_drop=max_drop,
+            max_class_drop=max_class_drop,
+            confident=confident,
+            guard=guard.value,
+            guard_data=guard_data,
+            rescue=rescue,
+            input=input_kind,
+            output=output.value,
+            allow_unmet=allow_unmet,
+            threads=threads,
+        )
+        try:
+            result = export_graphs(bundle, options, run.monitor)
+        except ContractUnmet as unmet:
+            if not as_json and run.verbosity >= 0:
+                run.monitor.close()
+                _show(run.stdout, bundle, unmet.result)
+            raise
+        if engine:
+            result["artifacts"] += _build(bundle, options, run.monitor)
+        run.done(result, show=lambda console: _show(console, bundle, result))
+
+
+def _build(bundle: Path, options: ExportOptions, monitor: Monitor) -> list[dict[str, Any]]:
+    from edgetl.engine import BuildOptions, build
+    from edgetl.spec import Precision
+
+    precision = Precision.INT8 if options.int8 else Precision.FP16 if options.fp16 else Precision.FP32
+    built = build(
+        bundle, BuildOptions(precision=precision, target=options.target, allow_unmet=options.allow_unmet), monitor
+    )
+    artifacts: list[dict[str, Any]] = built["artifacts"]
+    return artifacts
+
+
+def _show(console: Console, bundle: Path, result: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    table = Table(title=f"Graphs of {bundle}", title_justify="left")
+    for column in (
+        "profile",
+        "precision",
+        "input",
+        "opset",
+        "MB",
+        "difference to the reference",
+        "top-1 agrees",
+        "file",
+    ):
+        table.add_column(column, justify="right" if column in ("opset", "MB") else "left")
+    for graph in (a for a in result["artifacts"] if a["kind"] == "graph"):
+        table.add_row(
+            graph["profile"],
+            graph["precision"],
+            graph["input"],
+            str(graph["opset"]),
+            f"{graph['bytes'] / 1e6:.1f}",
+            f"{graph['parity']['max_abs']:.2g}",
+            f"{graph['parity']['agreement']:.3f} (n {graph['parity']['n']})",
+            graph["file"],
+        )
+    console.print(table)
+    if result["guard"] is not None:
+        _show_guard(console, result)
+    for made in (a for a in result["artifacts"] if a["kind"] == "engine"):
+        console.print(f"engine  {made['file']}  ({made['bytes'] / 1e6:.1f} MB, runs on {made['runs_on']})")
+
+
+def _show_guard(console: Console, result: dict[str, Any]) -> None:
+    guard = result["guard"]
+    low, high = guard["drop_ci_pp"]
+    colour = {"met": "green", "unresolved": "yellow"}.get(guard["verdict"], "red")
+    console.print(
+        f"INT8 drop [bold]{guard['drop_pp']:+.2f}[/] points on {guard['split']} "
+        f"(95 % interval {low:+.2f} to {high:+.2f}, n {guard['n']}, {guard['flips']} flips, p {guard['p_mcnemar']:.2g}); allowed {guard['max_drop']:g}: "
+        f"[bold {colour}]{guard['verdict']}[/]",
+        highlight=False,
+    )
+    worst = guard["worst_class"]
+    console.print(f"worst class {worst['label']} {worst['drop_pp']:+.1f} points; evidence: {guard['evidence']}")
+    if guard["verdict"] == "unresolved":
+        console.print(f"about {guard['n_needed']} images would resolve it (--guard-data)")
+    share = next((a["int8_macs_share"] for a in result["artifacts"] if a.get("precision") == "int8"), None)
+    if share is not None:
+        console.print(
+            f"{share:.1%} of the multiply-accumulates run in INT8 (TensorRT for RTX's builder, ahead of time)"
+        )
