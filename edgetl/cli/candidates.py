@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 BACKENDS = ("torch", "onnxruntime", "tensorrt")
 PRECISIONS = ("fp32", "fp16", "int8")
+ADOPTED = "source-graph"  # the artifact that `edgetl adopt` starts a bundle with
 Record = dict[str, Any]
 
 
@@ -43,16 +44,17 @@ def parse_names(text: str | None, allowed: Sequence[str], option: str) -> tuple[
 
 
 def pick(bundle: Bundle, wish: Wish, say: Callable[[str], None]) -> tuple[list[Candidate], Candidate]:
-    """The candidates of a bench, and the reference of all drops (the checkpoint; an adopted graph: itself).
+    """The candidates of a bench, and the reference of all drops (the checkpoint; of an adopted graph: itself).
 
     Raises BackendError / BundleError where something was asked for by name and is not there.
     """
-    found: dict[str, list[Candidate]] = {"torch": [], "onnxruntime": [], "tensorrt": []}
-    torch = _torch(bundle, wish.threads)
-    if wish.wants("torch"):
-        found["torch"] = [c for c in torch if _precision_wanted(c.precision, wish)]
+    origin = _torch(bundle, wish.threads) or _adopted(bundle, wish.threads)
+    found: dict[str, list[Candidate]] = {name: [] for name in BACKENDS}
+    for candidate in origin:
+        if wish.wants(candidate.backend) and _precision_wanted(candidate.precision, wish):
+            found[candidate.backend].append(candidate)
     if wish.wants("onnxruntime"):
-        found["onnxruntime"] = _onnxruntime(bundle, wish)
+        found["onnxruntime"] += _onnxruntime(bundle, wish)
     if wish.wants("tensorrt"):
         found["tensorrt"] = _tensorrt(bundle, wish, say)
     for name in wish.backends:
@@ -63,7 +65,7 @@ def pick(bundle: Bundle, wish: Wish, say: Callable[[str], None]) -> tuple[list[C
         raise BundleError("nothing in the bundle fits what was asked for", bundle.path, "see `edgetl inspect`")
     if not bundle.artifacts("graph"):
         say(f"no graph in this bundle yet: edgetl export {bundle.path} --int8 makes them")
-    return candidates, torch[0] if torch else _ort_candidate(bundle, adopted(bundle), _CPU, wish.threads)
+    return candidates, origin[0]
 
 
 _CPU = "CPUExecutionProvider"
@@ -72,14 +74,6 @@ _NEXT = {
     "onnxruntime": "make the graphs with `edgetl export {path} --int8`",
     "tensorrt": "engines are made by `edgetl build {path} --precision int8` on a machine that has TensorRT and a GPU",
 }
-
-
-def adopted(bundle: Bundle) -> Record:
-    """The record of the fp32 graph that an adopted bundle started from."""
-    graphs = bundle.artifacts("graph", precision="fp32")
-    if not graphs:
-        raise BundleError("the bundle has neither a checkpoint nor an fp32 graph", bundle.path)
-    return graphs[0]
 
 
 def newest_graphs(bundle: Bundle, profile: str | None, precisions: Sequence[str] = ()) -> list[Record]:
@@ -94,16 +88,16 @@ def newest_graphs(bundle: Bundle, profile: str | None, precisions: Sequence[str]
 
 
 def open_graph(bundle: Bundle, record: Record, threads: int = 0, provider: str = _CPU) -> Callable[[], Backend]:
-    """How to open a recorded graph with onnxruntime; graphs of profile `cpu` are not simulated but run."""
+    """How to open a recorded graph with onnxruntime; only those written for TensorRT are simulated."""
     from edgetl.runtime.ort import OrtBackend
 
-    simulate = record["profile"] != "cpu"
+    simulate = record.get("profile") in ("trt8", "trt10")
     return partial(OrtBackend, bundle.file(record), provider=provider, threads=threads, simulate=simulate)
 
 
 def open_checkpoint(bundle: Bundle, threads: int = 0, device: str = "cpu") -> Callable[[], Backend]:
     """How to open the checkpoint with PyTorch."""
-    from edgetl.transfer import TorchBackend
+    from edgetl.transfer.network import TorchBackend
 
     return partial(TorchBackend, bundle, device=device, threads=threads)
 
@@ -132,6 +126,14 @@ def _torch(bundle: Bundle, threads: int) -> list[Candidate]:
     ]
 
 
+def _adopted(bundle: Bundle, threads: int) -> list[Candidate]:
+    """The graph that an adopted bundle was made from. Raises BundleError in a bundle without any origin."""
+    graphs = bundle.artifacts(ADOPTED)
+    if not graphs:
+        raise BundleError("the bundle has neither a checkpoint nor an adopted graph", bundle.path)
+    return [_ort_candidate(bundle, {"precision": "fp32", **graphs[-1]}, _CPU, threads)]
+
+
 def _onnxruntime(bundle: Bundle, wish: Wish) -> list[Candidate]:
     from edgetl.runtime.ort import TENSORRT, available_providers
 
@@ -150,7 +152,7 @@ def _onnxruntime(bundle: Bundle, wish: Wish) -> list[Candidate]:
 def _ort_candidate(bundle: Bundle, record: Record, provider: str, threads: int) -> Candidate:
     from edgetl.bench import Candidate, latency_evidence
 
-    profile, precision = record["profile"], record["precision"]
+    profile, precision = record.get("profile"), record["precision"]
     return Candidate(
         backend="onnxruntime",
         provider=provider,
@@ -160,7 +162,7 @@ def _ort_candidate(bundle: Bundle, record: Record, provider: str, threads: int) 
         latency_evidence=latency_evidence("onnxruntime", provider, profile, precision),
         size_bytes=record["bytes"],
         graph_sha256=record["sha256"],
-        input=record["input"],
+        input=record.get("input", "float32"),
     )
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgetl.cli.candidates import PRECISIONS, newest_graphs, open_checkpoint, open_graph
+from edgetl.cli.candidates import ADOPTED, PRECISIONS, newest_graphs, open_checkpoint, open_graph
 from edgetl.cli.console import JsonFlag, OutOption, session
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def classify(
 
 
 def open_backend(bundle: Bundle, precision: str | None) -> Backend:
-    """The newest graph of `precision` (fp32 unless asked), or the checkpoint where there is no graph at all.
+    """The newest graph of `precision` (fp32 unless asked), or what the bundle was made from, where none is fp32.
 
     Raises InputError for an unknown precision, BundleError for one that was not exported.
     """
@@ -66,6 +66,8 @@ def open_backend(bundle: Bundle, precision: str | None) -> Backend:
         return open_graph(bundle, graphs[-1])()
     if wanted == "fp32" and bundle.artifacts("checkpoint"):
         return open_checkpoint(bundle)()
+    if wanted == "fp32" and bundle.artifacts(ADOPTED):
+        return open_graph(bundle, bundle.artifact(ADOPTED))()
     there = ", ".join(f"{r['profile']}/{r['precision']}" for r in newest_graphs(bundle, None)) or "no graphs"
     do = f"it has: {there}; make one with `edgetl export {bundle.path} --{wanted}`"
     raise BundleError("the bundle has no graph of this precision", wanted, do)
