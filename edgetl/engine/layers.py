@@ -155,7 +155,7 @@ def from_build_log(block: str) -> Tuple[Layer, ...]:
     for an engine without INT8.
     """
     out = []
-    for line in block.splitlines():
+    for line in block.split("\n"):  # not splitlines: metadata holds \x1e, which that takes for an end
         if not line.startswith("Name: ") or ", LayerType: " not in line:
             continue
         match = _LOG_LAYER.match(line)
