@@ -47,7 +47,7 @@ class Views:
         pixels = self._image(sample)
         if self._spec.fit is not Fit.CROP:
             pixels = np.asarray(fitted(Image.fromarray(pixels), self._spec))
-        tensor = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
+        tensor = torch.from_numpy(np.array(pixels)).permute(2, 0, 1)
         generator = torch.default_generator  # v2 draws from it; not torch.manual_seed, which reseeds the GPUs too
         saved = generator.get_state()
         generator.manual_seed(stream_seed(self._seed, "view", epoch, sample.digest))
