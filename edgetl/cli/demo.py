@@ -9,7 +9,7 @@ import typer
 
 from edgetl.cli.console import JsonFlag, OutOption, session
 
-EXAMPLES = "Examples:  edgetl demo        edgetl demo --to /tmp/try --json"
+EXAMPLES = "Examples:  edgetl demo        edgetl demo --to try --json"
 
 
 def demo(
