@@ -7,7 +7,6 @@ from edgetl.images.dataset import (
     Sample,
     draw_balanced,
     rank_of,
-    skipping,
     split_digest,
     with_calibration,
 )
@@ -31,7 +30,6 @@ __all__ = [
     "read_data",
     "read_sample",
     "resized",
-    "skipping",
     "split_digest",
     "stream",
     "to_batch",

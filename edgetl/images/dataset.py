@@ -102,27 +102,6 @@ def with_calibration(data: Dataset, count: int, seed: int) -> Dataset:
     )
 
 
-def skipping(data: Dataset, bad: Mapping[str, str]) -> Dataset:
-    """`data` without the images of `bad` (sample path -> why it cannot be decoded): `--skip-corrupt`.
-
-    They are named in `skipped` and counted in a warning. Raises DataError when that leaves a class with
-    no training image, or a split with none.
-    """
-    if not bad:
-        return data
-    splits = {name: tuple(s for s in found if s.path not in bad) for name, found in data.splits.items()}
-    for name, found in splits.items():
-        lost = {s.target for s in data.splits[name]} - {s.target for s in found}
-        if lost and (name == "train" or not found):
-            label = data.labels[min(lost)]
-            raise DataError(
-                "no image that can be decoded is left", "class %s in %s" % (label, name), "replace the corrupt images"
-            )
-    skipped = tuple("%s: %s" % (path, bad[path]) for path in sorted(bad))
-    warnings = data.warnings + ("%d corrupt images are left out: %s" % (len(bad), ", ".join(sorted(bad)[:5])),)
-    return replace(data, splits=splits, warnings=warnings, skipped=data.skipped + skipped)
-
-
 @dataclass(frozen=True)
 class ReadOptions:
     """How DATA is read: cli.md, "DATA"."""

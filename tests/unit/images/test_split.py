@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from edgetl.bundle import sha256_bytes
 from edgetl.errors import DataError
-from edgetl.images import Dataset, Sample, draw_balanced, skipping, split_digest, with_calibration
+from edgetl.images import Dataset, Sample, draw_balanced, split_digest, with_calibration
 from edgetl.images.split import drop_train_copies, stratified, units
 
 
@@ -167,24 +167,3 @@ def test_a_dataset_comes_back_from_json(samples, tmp_path_factory):
     again = Dataset.from_json(data.to_json(), root, data.labels)
     assert again.splits == data.splits
     assert again.labels == data.labels
-
-
-def test_corrupt_images_are_left_out_named_and_counted(tmp_path):
-    everything = alone([6, 6])
-    data = with_calibration(dataset(tmp_path, train=everything[:9], val=everything[9:]), 4, seed=0)
-    bad = {everything[0].path: "cut short", everything[10].path: "not an image"}
-    kept = skipping(data, bad)
-    assert not bad.keys() & {s.path for found in kept.splits.values() for s in found}
-    assert len(kept.all()) == 10
-    assert kept.skipped == ("0/0.jpg: cut short", "1/10.jpg: not an image")
-    assert kept.warnings == ("2 corrupt images are left out: 0/0.jpg, 1/10.jpg",)
-    assert skipping(data, {}) is data
-
-
-def test_skipping_may_not_empty_a_class_or_a_split(tmp_path):
-    everything = alone([3, 3])
-    data = dataset(tmp_path, train=everything[:5], val=everything[5:])
-    with pytest.raises(DataError, match=r"no image that can be decoded is left: class b in train"):
-        skipping(data, {s.path: "bad" for s in everything[3:5]})
-    with pytest.raises(DataError, match="class b in val"):
-        skipping(data, {everything[5].path: "bad"})
