@@ -12,6 +12,7 @@ from torch import nn
 
 from edgetl.bundle import Bundle
 from edgetl.errors import BackendError
+from edgetl.runtime import check_batch
 from edgetl.spec import InputKind, Preprocess, image_input
 from edgetl.transfer import backbones, weights
 
@@ -75,6 +76,9 @@ class TorchBackend:
         """Logits float32 (B, C) of float32 (B, 3, S, S)."""
         if self._model is None:
             raise BackendError("the backend was closed", self.name)
+        check_batch(batch, self.input, self.name)
+        if not (batch.flags.c_contiguous and batch.flags.writeable):
+            batch = batch.copy()  # torch shares the memory, and takes neither negative strides nor read-only
         with torch.inference_mode():
             images = torch.from_numpy(batch).to(self._device)
             if self._device.type != "cuda":
