@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -25,14 +24,7 @@ _ROOM_GB = 2.0  # a bundle of a large backbone with its engines and calibration 
 _MEMORY_MB = 4000  # torch and one backbone in training, with room
 
 
-def doctor(
-    ctx: typer.Context,
-    where: Annotated[
-        Path, typer.Option("--at", help="Where bundles will lie; its disk is looked at.", metavar="DIR")
-    ] = Path(),
-    as_json: JsonFlag = False,
-    out: OutOption = None,
-) -> None:
+def doctor(ctx: typer.Context, as_json: JsonFlag = False, out: OutOption = None) -> None:
     """Show what this machine can train, run and build, and what to do about what it cannot.
 
     Every runtime is really loaded: a provider that is merely listed counts for nothing. Always exits 0.
@@ -40,7 +32,7 @@ def doctor(
     with session(ctx, as_json, out) as run:
         from edgetl.engine import survey
 
-        findings = [_python(), *_torch(), *_onnxruntime(), *survey(), _memory(), _disk(where)]
+        findings = [_python(), *_torch(), *_onnxruntime(), *survey(), _memory(), _disk(Path.cwd())]
         run.done({"rows": [f.as_json() for f in findings]}, show=lambda console: _show(console, findings))
 
 
@@ -97,12 +89,11 @@ def _memory() -> Finding:
     )
 
 
-def _disk(where: Path) -> Finding:
+def _disk(folder: Path) -> Finding:
     from edgetl.engine import Finding
 
-    folder = next((p for p in (where.resolve(), *where.resolve().parents) if p.is_dir()), Path(sys.prefix))
     free = shutil.disk_usage(folder).free / 1e9
-    do = "" if free >= _ROOM_GB else f"make at least {_ROOM_GB:.0f} GB free, or use another disk"
+    do = "" if free >= _ROOM_GB else f"make at least {_ROOM_GB:.0f} GB free, or work on another disk"
     return Finding("Disk", free >= _ROOM_GB, f"{free:.1f} GB free at {folder}", do)
 
 

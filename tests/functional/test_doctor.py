@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -63,14 +65,12 @@ def test_rows_for_gpus_agree_with_each_other(rows: dict[str, dict[str, Any]]) ->
         assert not rows["PyTorch on a GPU"]["ok"] and not rows["TensorRT"]["ok"]
 
 
-def test_a_full_disk_and_a_folder_that_is_not_there_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import shutil
-    from types import SimpleNamespace
-
+def test_a_full_disk_is_told_with_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=5e8))
-    done = runner.invoke(app, ["doctor", "--json", "--at", str(tmp_path / "not/yet")])
+    done = runner.invoke(app, ["doctor", "--json"])
     disk = json.loads(done.stdout)["rows"][-1]
-    assert disk["ok"] is False and "0.5 GB" in disk["value"] and str(tmp_path) in disk["value"]
+    assert disk["ok"] is False and disk["value"] == f"0.5 GB free at {tmp_path}" and disk["do"]
 
 
 def test_people_get_a_table() -> None:
