@@ -1,0 +1,213 @@
+"""`edgetl bench` from the command line: JSON as promised, rows kept, gates with exit 3, one line for bad input."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+from edgetl.bundle import Bundle, NewArtifact, create, locked, sha256_file
+from edgetl.cli.app import app
+from edgetl.images import ReadOptions, read_data, split_digest
+from edgetl.measure.rows import rows_of
+from edgetl.spec import Preprocess
+
+MakeGraph = Callable[..., Path]
+FAST = ("--seconds", "0.02", "--warmup", "1", "--threads", "1")
+LABELS = ("a", "b", "c")
+
+
+def edgetl(*args: object) -> Result:
+    return CliRunner().invoke(app, [str(arg) for arg in args])
+
+
+def bench(*args: object) -> dict[str, Any]:
+    done = edgetl("bench", *args, *FAST, "--json")
+    assert done.exit_code == 0, done.stderr
+    return dict(json.loads(done.stdout))
+
+
+@pytest.fixture
+def make_bundle(tiny_graph: MakeGraph, make_folder: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
+    """A bundle as `edgetl adopt` and `edgetl export --int8` leave it, with splits of its own."""
+
+    def make(fractions: tuple[float, float] = (0.25, 0.25), graphs: Sequence[str] = ("int8",)) -> Path:
+        photos = make_folder(LABELS, n=8, size=20)
+        data = read_data(str(photos), ReadOptions(val_fraction=fractions[0], test_fraction=fractions[1]))
+        splits = tmp_path / "splits.json"
+        splits.write_text(json.dumps(data.to_json()))
+        source = tiny_graph(name="source")
+        new = [
+            NewArtifact(
+                source, "graphs/source-{sha12}.onnx", {"kind": "source-graph", "made_by": "adopt", "precision": "fp32"}
+            ),
+            NewArtifact(splits, "splits-{sha12}.json", {"kind": "splits", "made_by": "adopt"}),
+        ]
+        for precision in graphs:
+            record = {"kind": "graph", "made_by": "export", "profile": "trt10", "precision": precision}
+            name = f"graphs/trt10/{precision}-{{sha12}}.onnx"
+            new.append(NewArtifact(tiny_graph(precision=precision), name, {**record, "input": "float32"}))
+        manifest = {
+            "task": "classification",
+            "made_by": "adopt",
+            "labels": list(LABELS),
+            "preprocess": Preprocess(size=16, resize=16).to_json(),
+            "model": {},
+            "splits": {k: {"n": len(v), "digest": split_digest(v)} for k, v in data.splits.items()},
+            "tolerances": {},
+            "training": {},
+        }
+        with locked(tmp_path / "bundle"):
+            create(tmp_path / "bundle", manifest, new, {"data": str(photos)})
+        return tmp_path / "bundle"
+
+    return make
+
+
+def test_the_object_is_that_of_the_documentation(make_bundle: Callable[..., Path]) -> None:
+    bundle = make_bundle(graphs=("fp32", "fp16", "int8"))
+    found = bench(bundle)
+    assert list(found) == ["schema", "environments", "rows"]
+    rows = rows_of(found, bundle)
+    assert [row.id for row in rows] == [
+        "onnxruntime-cpu-fp32-b1",
+        "onnxruntime-cpu-trt10-fp32-b1",
+        "onnxruntime-cpu-trt10-fp16-b1",
+        "onnxruntime-cpu-trt10-int8-b1",
+    ]
+    assert all((row.status, row.split, row.n_images) == ("ok", "test", 6) for row in rows)
+    reference, fp32, _, int8 = rows
+    assert (reference.drop_pp, reference.drop_ci_pp) == (0.0, (0.0, 0.0))
+    assert fp32.agreement == 1.0
+    assert fp32.latency_ms is not None
+    assert (int8.accuracy_evidence, int8.latency_ms, int8.latency_evidence) == ("simulated", None, None)
+    record = Bundle.open(bundle).artifact("graph", precision="int8")
+    assert (int8.graph_sha256, int8.size_bytes) == (record["sha256"], record["bytes"])
+
+
+def test_rows_are_kept_and_the_bundle_is_untouched(make_bundle: Callable[..., Path], tmp_path: Path) -> None:
+    bundle = make_bundle()
+    before = sha256_file(bundle / "manifest.json")
+    first = bench(bundle, "--out", tmp_path / "first.json")
+    bench(bundle, "--precisions", "fp32")
+    lines = [json.loads(line) for line in (bundle / "runs/bench.jsonl").read_text().splitlines()]
+    assert [{k: v for k, v in line.items() if k != "at"} for line in lines[:2]] == first["rows"]
+    assert len(lines) == 3
+    known = {json.loads(line)["id"] for line in (bundle / "runs/environments.jsonl").read_text().splitlines()}
+    assert {line["environment"] for line in lines} <= known
+    assert json.loads((tmp_path / "first.json").read_text()) == first
+    assert sha256_file(bundle / "manifest.json") == before
+
+
+def test_people_get_a_table(make_bundle: Callable[..., Path]) -> None:
+    done = edgetl("bench", make_bundle(), *FAST)
+    assert done.exit_code == 0
+    for word in ("int8 simulated", "6 test images", "simulated on a CPU", "bench.jsonl"):
+        assert word in " ".join(done.stdout.split()), word
+
+
+def test_choices(make_bundle: Callable[..., Path]) -> None:
+    bundle = make_bundle(graphs=("fp32", "int8"))
+    assert {r["precision"] for r in bench(bundle, "--precisions", "int8,fp16")["rows"]} == {"int8"}
+    rows = bench(bundle, "--precisions", "fp32", "--batch", "1,4", "--target", "jetpack6")["rows"]
+    assert [r["batch"] for r in rows] == [1, 4, 1, 4]
+    assert [r["profile"] for r in rows] == [None, None, "trt10", "trt10"]
+
+
+def test_without_a_test_split_val_is_measured_and_said(make_bundle: Callable[..., Path]) -> None:
+    done = edgetl("bench", make_bundle(fractions=(0.25, 0.0)), *FAST, "--json")
+    assert {row["split"] for row in json.loads(done.stdout)["rows"]} == {"val"}
+    assert "no test split" in done.stderr
+
+
+def test_other_data(make_bundle: Callable[..., Path], make_folder: Callable[..., Path]) -> None:
+    bundle = make_bundle()
+    other = make_folder(("a", "c"), n=5, size=24, name="other", seed=9)
+    rows = bench(bundle, "--data", other, "--precisions", "fp32")["rows"]
+    assert {(row["split"], row["n_images"]) for row in rows} == {("all", 10)}
+    strange = make_folder(("a", "zebra"), n=2, name="strange")
+    done = edgetl("bench", bundle, "--data", strange)
+    assert done.exit_code == 1
+    assert "zebra" in done.stderr
+
+
+@pytest.mark.parametrize("condition", ["int8.drop_pp>-101", "latency_ms.p50>1e9", "int4.drop_pp>0", "fp32.accuracy<2"])
+def test_a_gate_that_is_not_kept_exits_3_with_the_whole_object(
+    make_bundle: Callable[..., Path], condition: str
+) -> None:
+    bundle = make_bundle()
+    done = edgetl("bench", bundle, *FAST, "--fail-if", "size_bytes>1e9", "--fail-if", condition, "--json")
+    assert done.exit_code == 3
+    assert len(rows_of(json.loads(done.stdout), "stdout")) == 2
+    assert condition in " ".join(done.stderr.split())
+    assert "size_bytes" not in done.stderr
+    assert (bundle / "runs/bench.jsonl").is_file()
+
+
+def test_a_gate_that_is_not_kept_still_shows_the_table(make_bundle: Callable[..., Path]) -> None:
+    done = edgetl("bench", make_bundle(), *FAST, "--precisions", "int8", "--fail-if", "int8.drop_pp>-101")
+    assert done.exit_code == 3
+    assert "int8 simulated" in done.stdout
+    assert "not met" in done.stderr
+
+
+def test_compare(make_bundle: Callable[..., Path], tmp_path: Path) -> None:
+    bundle, old = make_bundle(), tmp_path / "old.json"
+    first = bench(bundle, "--out", old)
+    first["rows"][1]["accuracy"], first["rows"][1]["accuracy_ci"] = 0.0, [0.0, 0.0]
+    old.write_text(json.dumps(first))
+    found = bench(bundle, "--compare", old)["compared"]
+    assert found["with"] == str(old)
+    changed = {(c["id"], c["figure"]): c["beyond"] for c in found["changes"]}
+    assert ("onnxruntime-cpu-trt10-int8-b1", "accuracy") in changed
+    assert "Since" in edgetl("bench", bundle, *FAST, "--compare", old).stdout
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (("--backends", "openvino"), "openvino"),
+        (("--precisions", "int4"), "int4"),
+        (("--backends", "torch"), "no checkpoint"),
+        (("--backends", "tensorrt"), "edgetl build"),
+        (("--target", "jetpack9"), "jetpack9"),
+        (("--target", "jetpack5"), "it has: trt10/int8"),
+        (("--batch", "0"), "--batch"),
+        (("--batch", "many"), "--batch"),
+        (("--fail-if", "int8.speed>1"), "int8.speed"),
+        (("--compare", "nowhere.json"), "nowhere.json"),
+        (("--data", "nowhere"), "nowhere"),
+    ],
+)
+def test_bad_input_is_one_line(make_bundle: Callable[..., Path], args: tuple[str, ...], said: str) -> None:
+    bundle = make_bundle()
+    done = edgetl("bench", bundle, *FAST, *args, "--json")
+    assert done.exit_code == 1
+    assert said in " ".join(done.stderr.split())
+    assert "Traceback" not in done.output
+    assert json.loads(done.stdout)["error"]["what"]
+    assert not (bundle / "runs").exists()
+
+
+def test_a_missing_bundle_and_changed_bytes(make_bundle: Callable[..., Path], tmp_path: Path) -> None:
+    assert "no such bundle" in edgetl("bench", tmp_path / "none").stderr
+    bundle = make_bundle()
+    opened = Bundle.open(bundle)
+    graph = opened.path / opened.artifact("graph", precision="int8")["file"]
+    graph.write_bytes(graph.read_bytes()[:-1] + b"x")
+    done = edgetl("bench", bundle, *FAST)
+    assert done.exit_code == 1
+    assert "bytes of a file in the bundle changed" in " ".join(done.stderr.split())
+
+
+def test_images_that_moved_are_named(make_bundle: Callable[..., Path], tmp_path: Path) -> None:
+    bundle = make_bundle()
+    (tmp_path / "photos").rename(tmp_path / "elsewhere")
+    done = edgetl("bench", bundle, *FAST)
+    assert done.exit_code == 1
+    assert "--data" in done.stderr
