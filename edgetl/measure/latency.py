@@ -24,14 +24,15 @@ STEADY = 0.03  # two windows' medians closer than this share are the same
 class Effort:
     """How much to measure: at least `runs` timed runs and `seconds` of them for each call.
 
-    `warmup`: a fixed number of runs before; None: until steady, at most `warmup_seconds` each.
+    `warmup`: a fixed number of runs before; None: until steady, for at most `warmup_seconds` (None: as long
+    as `seconds`, at least one) each.
     `turn_seconds`: how long one call is timed before the next has its turn.
     """
 
     seconds: float = 5.0
     runs: int = 30
     warmup: Optional[int] = None
-    warmup_seconds: float = 5.0
+    warmup_seconds: Optional[float] = None
     turn_seconds: float = 0.2
 
 
@@ -77,7 +78,8 @@ def _warm_up(call: Timed, timing: Timing, effort: Effort, clock: Clock) -> None:
         timing.warmup_runs = effort.warmup
         return
     seen: List[float] = []
-    end = clock() + effort.warmup_seconds
+    limit = max(1.0, effort.seconds) if effort.warmup_seconds is None else effort.warmup_seconds
+    end = clock() + limit
     timing.steady = False
     while not timing.steady and clock() < end:
         start = clock()
