@@ -48,6 +48,8 @@ class ConsoleMonitor(Monitor):
         self._bars.update(self._tasks[what], completed=done, total=total)
         if done >= total:
             self._bars.remove_task(self._tasks.pop(what))
+            if not self._tasks:
+                self.close()  # its redrawing thread would be seen in the p99 of a bench
 
     def say(self, line: str) -> None:
         """A line on stderr unless -q."""
