@@ -10,7 +10,7 @@ from edgetl.engine.layers import Coverage, Layer, Source, from_build_log, from_i
 from edgetl.engine.toolkit import Toolkit
 from edgetl.errors import EngineError
 from edgetl.monitor import SILENT, Monitor
-from edgetl.runtime.binding import TENSORRT_RTX, Log, logger_for
+from edgetl.runtime.binding import TENSORRT_RTX, Log, construct, logger_for, shape_of
 from edgetl.spec import BatchProfile
 
 _MIB = 1 << 20
@@ -33,7 +33,6 @@ class Plan:
     data: bytes
     coverage: Coverage
     timing_cache: Optional[bytes]
-    warnings: Tuple[str, ...]
 
 
 def make_plan(tools: Toolkit, graph: bytes, precision: str, options: PlanOptions, monitor: Monitor = SILENT) -> Plan:
@@ -46,9 +45,7 @@ def make_plan(tools: Toolkit, graph: bytes, precision: str, options: PlanOptions
     log = Log()
     with stdout_to_stderr(), interruptible() as cancel:
         logger = logger_for(trt, log)
-        builder = trt.Builder(logger)
-        if builder is None:
-            raise EngineError("TensorRT could not start its builder", log.last_problem(), "see `edgetl doctor`")
+        builder = construct(trt.Builder, logger, log)
         network = builder.create_network(tools.line.network_bits(trt))
         parse(trt, network, graph, logger, log)
         config = _configure(tools, builder, network, precision, options)
@@ -57,15 +54,15 @@ def make_plan(tools: Toolkit, graph: bytes, precision: str, options: PlanOptions
             config.progress_monitor = progress
         plan = builder.build_serialized_network(network, config)
         if plan is None:
-            raise EngineError("TensorRT could not build the engine", log.last_problem(), _NEXT)
+            raise EngineError("TensorRT could not build the engine", log.reason(), _NEXT)
         data = bytes(plan)
         layers = _read_layers(tools, data, log, logger, options)
         sources = read_sources(trt, network)
         cache = _cache_after(config, options)
-    return Plan(data, Coverage(layers, sources), cache, tuple(log.warnings))
+    return Plan(data, Coverage(layers, sources), cache)
 
 
-_NEXT = "if memory ran out try a smaller --workspace (256), then a lower --level; `-v` shows the log"
+_NEXT = "if memory ran out try a smaller --workspace (256), then a lower --level"
 
 
 def parse(trt: Any, network: Any, graph: bytes, logger: Any, log: Log) -> None:
@@ -76,7 +73,7 @@ def parse(trt: Any, network: Any, graph: bytes, logger: Any, log: Log) -> None:
     said = [_parser_error(parser.get_error(i)) for i in range(min(parser.num_errors, 5))]
     raise EngineError(
         "NVIDIA's parser refused the graph",
-        "; ".join(said) or log.last_problem(),
+        "; ".join(said) or log.reason(),
         "export again with another --target, or see which operators this TensorRT reads",
     )
 
@@ -116,7 +113,7 @@ def _add_profile(builder: Any, network: Any, config: Any, batch: BatchProfile) -
     profile = builder.create_optimization_profile()
     for index in range(network.num_inputs):
         tensor = network.get_input(index)
-        shape = tuple(tensor.shape)
+        shape = shape_of(tensor.shape)
         if -1 in shape[1:]:
             raise EngineError("only the batch axis may be dynamic", "%s %s" % (tensor.name, list(shape)))
         if shape[0] != -1 and (batch.min, batch.max) != (shape[0], shape[0]):
@@ -136,19 +133,26 @@ def _read_layers(tools: Toolkit, data: bytes, log: Log, logger: Any, options: Pl
     if tools.flavour == TENSORRT_RTX:
         return from_build_log(log.layers)
     trt: Any = tools.trt
-    engine = trt.Runtime(logger).deserialize_cuda_engine(data)
+    runtime = construct(trt.Runtime, logger, log)
+    engine = runtime.deserialize_cuda_engine(data)
     if engine is None:
-        raise EngineError("the engine that was just built cannot be loaded", log.last_problem())
+        raise EngineError("the engine that was just built cannot be loaded", log.reason(), "see `edgetl doctor`")
+    told = _inspect(trt, engine, options.batch)
+    del engine  # before the runtime that made it
+    return from_inspector(told)
+
+
+def _inspect(trt: Any, engine: Any, batch: BatchProfile) -> str:
+    """The inspector's JSON. Without a context that knows its shapes every type is "N/A due to dynamic shapes"."""
     context = engine.create_execution_context()
-    inspector = engine.create_engine_inspector()
     for index in range(engine.num_io_tensors):
         name = engine.get_tensor_name(index)
         if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT:
-            shape = tuple(engine.get_tensor_shape(name))
-            context.set_input_shape(name, tuple(options.batch.opt if n == -1 else n for n in shape))
-    # Without a context that knows its shapes the inspector says "N/A due to dynamic shapes" for every type.
+            shape = shape_of(engine.get_tensor_shape(name))
+            context.set_input_shape(name, tuple(batch.opt if n == -1 else n for n in shape))
+    inspector = engine.create_engine_inspector()
     inspector.execution_context = context
-    return from_inspector(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
+    return str(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
 
 
 def read_sources(trt: Any, network: Any) -> Tuple[Source, ...]:

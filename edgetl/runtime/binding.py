@@ -12,8 +12,8 @@ from edgetl.errors import BackendError
 TENSORRT, TENSORRT_RTX = "tensorrt", "tensorrt_rtx"
 TITLES = {TENSORRT: "TensorRT", TENSORRT_RTX: "TensorRT for RTX"}
 
-_KEPT = ("INTERNAL_ERROR", "ERROR", "WARNING")
-_MOST_LINES = 200  # of each kind; a broken graph can complain for thousands of lines
+_ERRORS = ("INTERNAL_ERROR", "ERROR")
+_MOST_LINES = 200  # a broken graph can complain for thousands of lines
 
 
 def import_binding(flavour: str = TENSORRT) -> ModuleType:
@@ -38,25 +38,22 @@ def _install(flavour: str) -> str:
 
 
 class Log:
-    """What TensorRT said: `problems` (errors), `warnings`, and `layers`, the one message that lists a plan's."""
+    """What TensorRT said: `problems` (errors), and `layers`, the one message that lists a plan's."""
 
     def __init__(self) -> None:
         self.problems: List[str] = []
-        self.warnings: List[str] = []
         self.layers = ""
 
     def take(self, severity: str, message: str) -> None:
         """File one message. Never raises: an exception that crosses TensorRT's C++ frames ends the process."""
         if message.startswith("Layers:"):
             self.layers = message
-        elif severity in _KEPT:
-            lines = self.warnings if severity == "WARNING" else self.problems
-            if len(lines) < _MOST_LINES:
-                lines.append(" ".join(message.split()))
+        elif severity in _ERRORS and len(self.problems) < _MOST_LINES:
+            self.problems.append(" ".join(message.split()))
 
-    def last_problem(self) -> str:
-        """The error that TensorRT ended on, or "no reason given"."""
-        return self.problems[-1] if self.problems else "no reason given"
+    def reason(self) -> str:
+        """The first error (those after it are its consequences), or "no reason given"."""
+        return self.problems[0] if self.problems else "no reason given"
 
 
 def logger_for(trt: Any, log: Log) -> Any:
@@ -70,6 +67,17 @@ def logger_for(trt: Any, log: Log) -> Any:
             log.take(severity.name, message)
 
     return Logger()
+
+
+def construct(kind: Any, logger: Any, log: Log) -> Any:
+    """`kind(logger)`, a trt.Builder or trt.Runtime. Raises BackendError where TensorRT gives none."""
+    try:
+        made = kind(logger)
+    except TypeError:  # pybind11's word for a constructor that returned nullptr
+        made = None
+    if made is None:
+        raise BackendError("TensorRT could not start", log.reason(), "see `edgetl doctor`")
+    return made
 
 
 def shape_of(dims: Any) -> Tuple[int, ...]:

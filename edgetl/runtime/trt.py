@@ -14,8 +14,8 @@ import numpy as np
 
 from edgetl.errors import BackendError
 from edgetl.runtime import cudart
-from edgetl.runtime.backend import check_batch
-from edgetl.runtime.binding import TENSORRT, TITLES, Log, import_binding, logger_for, shape_of
+from edgetl.runtime.backend import as_logits, check_batch
+from edgetl.runtime.binding import TENSORRT, TITLES, Log, construct, import_binding, logger_for, shape_of
 from edgetl.runtime.machine import jetson_board
 from edgetl.spec import TensorSpec
 
@@ -51,14 +51,14 @@ class TrtBackend:
             self._engine = self._load(trt)
             self._context = self._engine.create_execution_context()
             if self._context is None:
-                raise BackendError("TensorRT could not make an execution context", self._log.last_problem())
+                raise BackendError("TensorRT could not make an execution context", self._log.reason())
             self.input, self._output, self._batches = self._tensors(trt)
             self._stream = stack.enter_context(_Owned(cuda.stream(), cuda.stream_free)).value
             self._events = [stack.enter_context(_Owned(cuda.event(), cuda.event_free)).value for _ in range(2)]
             self._buffers = {s.name: stack.enter_context(_Buffer(cuda, s, self._batches[1])) for s in self._specs()}
             for name, buffer in self._buffers.items():
                 if not self._context.set_tensor_address(name, buffer.device):
-                    raise BackendError("TensorRT refused a buffer", "%s: %s" % (name, self._log.last_problem()))
+                    raise BackendError("TensorRT refused a buffer", "%s: %s" % (name, self._log.reason()))
             self._stack = stack.pop_all()
         self._last_ms: Optional[float] = None
 
@@ -84,12 +84,13 @@ class TrtBackend:
         source.upload(n, self._stream)
         self._cuda.event_record(self._events[0], self._stream)
         if not self._context.execute_async_v3(self._stream):
-            raise BackendError("TensorRT failed while running", "%s (%s)" % (self.plan, self._log.last_problem()))
+            raise BackendError("TensorRT failed while running", "%s (%s)" % (self.plan, self._log.reason()))
         self._cuda.event_record(self._events[1], self._stream)
         target.download(n, self._stream)
         self._cuda.stream_wait(self._stream)
         self._last_ms = self._cuda.elapsed_ms(self._events[0], self._events[1])
-        return np.array(target.host[:n], dtype=np.float32)  # a copy: the buffer is used again
+        answer = np.array(target.host[:n], dtype=np.float32)  # a copy: the buffer is used again
+        return as_logits(answer, self._output.name)
 
     def device_ms(self) -> Optional[float]:
         """GPU time of the last run in milliseconds, copies left out; None before the first."""
@@ -98,23 +99,21 @@ class TrtBackend:
     def close(self) -> None:
         """Free the engine, its buffers and its stream; a second call does nothing."""
         if self._stack is not None:
-            # The context holds on to the engine's memory: both go before the stream they ran on.
-            self._context = self._engine = None
+            # In this order (each uses the next one's memory), and all before the stream they ran on.
+            self._context = self._engine = self._runtime = None
             self._stack.close()
             self._stack = None
 
     def _load(self, trt: Any) -> Any:
         data = self.plan.read_bytes()
-        runtime = trt.Runtime(logger_for(trt, self._log))
+        runtime = construct(trt.Runtime, logger_for(trt, self._log), self._log)
         if hasattr(runtime, "get_engine_validity"):  # TensorRT for RTX: ask before loading
             validity, why = runtime.get_engine_validity(data)
             if validity == trt.EngineValidity.INVALID:
                 raise BackendError("this GPU cannot run the engine", "%s: %s" % (self.gpu.name, why), _AGAIN)
         engine = runtime.deserialize_cuda_engine(data)
         if engine is None:
-            raise BackendError(
-                "the engine cannot be loaded here", "%s (%s)" % (self.plan, self._log.last_problem()), _AGAIN
-            )
+            raise BackendError("the engine cannot be loaded here", "%s (%s)" % (self.plan, self._log.reason()), _AGAIN)
         self._runtime = runtime  # must outlive the engine
         return engine
 

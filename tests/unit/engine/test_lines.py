@@ -278,3 +278,16 @@ def test_a_missing_binding_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", SimpleNamespace(__version__="1"))
     with pytest.raises(BackendError, match="pip install tensorrt-rtx"):
         import_binding(TENSORRT_RTX)
+
+
+def test_a_tensorrt_that_gives_no_builder_is_one_clear_line() -> None:
+    kit, binding = tools("10.3.0")
+
+    def refuse(logger: Any) -> None:
+        logger.log(SimpleNamespace(name="ERROR"), "CUDA initialization failure with error: 35")
+        logger.log(SimpleNamespace(name="ERROR"), "a consequence")
+        raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    binding.Builder = refuse
+    with pytest.raises(BackendError, match="could not start: CUDA initialization failure"):
+        make_plan(kit, b"graph", "int8", OPTIONS)
