@@ -101,7 +101,7 @@ def _sound(data: Dataset, store: PixelStore, options: FinetuneOptions, monitor: 
         monitor.warn(f"left out: {error}")
     monitor.warn(f"{len(corrupt)} corrupt images are left out")
     splits = {k: tuple(s for s in v if s.digest not in corrupt) for k, v in data.splits.items()}
-    left = replace(data, splits=splits, skipped=tuple(sorted(e.value for e in corrupt.values())))
+    left = replace(data, splits=splits, skipped=tuple(sorted(s.path for s in data.all() if s.digest in corrupt)))
     check_splits(left)
     return left
 
@@ -263,7 +263,8 @@ def _record(run: _Run, to: Path, golden: Sequence[Sample], result: dict[str, Any
             "history": tuned.history,
             "skipped": list(run.data.skipped),
             "identity": start.identity,
-            "result": result,
+            # Without its path: what is in the manifest travels.
+            "result": {k: v for k, v in result.items() if k != "bundle"},
         },
         local={"data": str(run.data.root), "command": list(options.command or sys.argv)},
     )

@@ -13,11 +13,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torchvision
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from edgetl import __version__
 from edgetl.bundle import Bundle, NewArtifact, atomic_write, canonical_json, create
-from edgetl.errors import disk_errors
+from edgetl.errors import DiskError, disk_errors
 from edgetl.images import Dataset, Sample, draw_balanced, split_digest, with_calibration
 from edgetl.spec import Preprocess
 from edgetl.transfer.network import Deployed
@@ -95,8 +96,12 @@ def golden_logits(network: Deployed, pixels: npt.NDArray[np.uint8]) -> npt.NDArr
 def _checkpoint(scratch: Path, network: Deployed) -> NewArtifact:
     path = scratch / "checkpoint.safetensors"
     state = {key: value.detach().cpu().contiguous() for key, value in network.backbone.state_dict().items()}
-    with disk_errors(path):
+    try:
         save_file(state, path)
+    except SafetensorError as error:  # its word for every OSError
+        raise DiskError(
+            "the checkpoint cannot be written", f"{path} ({error})", "free some space and run the same command again"
+        ) from error
     return NewArtifact(path, "checkpoint-{sha12}.safetensors", {"kind": "checkpoint", "made_by": "finetune"})
 
 

@@ -30,6 +30,8 @@ def finetune(data: Dataset, to: Path, options: FinetuneOptions, monitor: Monitor
     there = to.exists() and not (to.is_dir() and not any(to.iterdir()))
     if there and not options.overwrite and not options.resume:
         raise BundleError("there is something at this place already", to, "use --overwrite, or another --to")
+    if there:
+        bundles.Bundle.open(to)  # what is no bundle is not written into: said now, not after the training
     from edgetl.transfer.prepare import prepare
 
     start = prepare(data, options, monitor)
