@@ -91,7 +91,8 @@ class BackboneRow:
 # googlenet and inception_v3: torchvision's own weights come with transform_input=True, which turns ImageNet's
 # normalisation into (0.5, 0.5) inside the network. We leave it out and normalise by 0.5 at once: same numbers.
 # Their auxiliary classifiers exist to train from scratch and are not in a deployed network.
-_AUX = (("aux_logits", False), ("transform_input", False), ("init_weights", False))
+_INIT = (("init_weights", False),)  # seconds of random numbers; `build` turns it on where they are wanted
+_AUX = (("aux_logits", False), ("transform_input", False), *_INIT)
 FAMILIES: tuple[BackboneRow, ...] = (
     BackboneRow("smallnet", r"smallnet", "fc", min_size=8),
     BackboneRow("resnet", r"(wide_)?resnet\d+(_2)?|resnext\d+_\d+x\d+d", "fc"),
@@ -104,7 +105,7 @@ FAMILIES: tuple[BackboneRow, ...] = (
     BackboneRow("squeezenet", r"squeezenet\w+", "classifier.1", kind="conv", then="classifier.2", min_size=21),
     BackboneRow("densenet", r"densenet\d+", "classifier", min_size=29),
     BackboneRow("mnasnet", r"mnasnet\w+", "classifier.1"),
-    BackboneRow("vgg", r"vgg\d+(_bn)?", "classifier.6", min_size=32, torchscript_multiple=224),
+    BackboneRow("vgg", r"vgg\d+(_bn)?", "classifier.6", min_size=32, torchscript_multiple=224, kwargs=_INIT),
     BackboneRow("alexnet", r"alexnet", "classifier.6", min_size=63, torchscript_multiple=224),
     BackboneRow(
         "inception", r"inception_v3", "fc", min_size=75, mean=HALF, std=HALF, kwargs=_AUX, dropped=("AuxLogits.",)

@@ -25,7 +25,7 @@ class Strategy:
     from_probe: bool = True  # the head starts as the linear probe's solution
     pretrained: bool = True  # wants weights
     competes: bool = True  # the probe is kept where it is better on val
-    body_lr: float = 0.1
+    body_lr: float = 0.3
     stage_decay: float = 0.7
     head_lr: float = 1e-3
     effort: float = 1.0

@@ -6,9 +6,9 @@ code) or .safetensors, wrapped or not, with a classifier of any size.
 
 from __future__ import annotations
 
-import hashlib
 import pickle
 import re
+import warnings
 import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -82,7 +82,9 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
         if path.suffix == ".safetensors":
             found: Any = load_file(path)
         else:
-            found = torch.load(path, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # on pickle protocols; what cannot be read raises
+                found = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         first = str(error).split("\n")[0][:120]
         raise WeightsError(
@@ -105,10 +107,9 @@ def _unwrapped(found: Any, path: Path) -> dict[str, torch.Tensor]:
         raise WeightsError("the file holds no state dict", path, "save `model.state_dict()`")
     metadata = getattr(found, "_metadata", None)
     out = OrderedDict((str(k), v) for k, v in found.items() if isinstance(v, torch.Tensor))
-    for prefix in _PREFIXES:
-        if out and all(k.startswith(prefix) for k in out):
-            out = OrderedDict((k[len(prefix) :], v) for k, v in out.items())
-            metadata = None  # its keys carry the prefix too
+    while prefix := next((p for p in _PREFIXES if out and all(k.startswith(p) for k in out)), ""):
+        out = OrderedDict((k[len(prefix) :], v) for k, v in out.items())
+        metadata = None  # its keys carry the prefix too
     if metadata is not None:
         out._metadata = metadata  # type: ignore[attr-defined]  # torch keeps the layers' versions here
     return out
@@ -248,13 +249,3 @@ def load_exactly(model: nn.Module, state: State) -> None:
         model.load_state_dict(complete)
     except RuntimeError as error:
         raise WeightsError("the checkpoint does not fit its own backbone", str(error)[:200]) from error
-
-
-def state_digest(state: Mapping[str, torch.Tensor]) -> str:
-    """sha256 over names, shapes and bytes of a state dict: equal exactly when the tensors are."""
-    digest = hashlib.sha256()
-    for key in sorted(state):
-        tensor = state[key].detach().cpu().contiguous()
-        digest.update((f"{key} {tensor.dtype} {list(tensor.shape)}\n").encode())
-        digest.update(tensor.numpy().tobytes())
-    return digest.hexdigest()
