@@ -32,6 +32,7 @@ class Candidate:
     def name(self) -> str:
         """The same for the same candidate in every run: "onnxruntime-cpu-trt10-int8"."""
         provider = self.provider.replace("ExecutionProvider", "").lower().replace(" ", "-")
+        provider = provider.removeprefix(self.backend + "-")
         kind = "" if self.input == "float32" else self.input
         return "-".join(part for part in (self.backend, provider, self.profile, self.precision, kind) if part)
 

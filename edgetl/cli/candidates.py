@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from edgetl.bench import Candidate
     from edgetl.bundle import Bundle
     from edgetl.runtime import Backend
+    from edgetl.runtime.cudart import Gpu
 
 BACKENDS = ("torch", "onnxruntime", "tensorrt")
 PRECISIONS = ("fp32", "fp16", "int8")
@@ -177,8 +178,9 @@ def _tensorrt(bundle: Bundle, wish: Wish, say: Callable[[str], None]) -> list[Ca
         if wish.profile not in (None, record["profile"]) or not _precision_wanted(record["precision"], wish):
             continue
         key, gpu = record["key"], _gpu()
-        if gpu is None or key["gpu"] not in ("", gpu):
-            say(f"engine {record['precision']} is left out: it runs on {record['runs_on']}, here is {gpu or 'no GPU'}")
+        if not _made_for(key, gpu):
+            here = gpu.name if gpu else "no GPU"
+            say(f"engine {record['precision']} is left out: it runs on {record['runs_on']}; here is {here}")
             continue
         provider = f"{key['flavour']} {key['tensorrt']}"
         out.append(
@@ -204,11 +206,20 @@ def _digest(key: Record) -> str:
     return EngineKey.from_json(key).digest12
 
 
-def _gpu() -> str | None:
-    """The name of this machine's first NVIDIA GPU, asked of CUDA itself; None without one."""
+def _made_for(key: Record, gpu: Gpu | None) -> bool:
+    """Whether an engine with this key was built for this GPU; one built ahead of time has a list instead of a name."""
+    from edgetl.target import RTX_PORTABLE
+
+    if gpu is None:
+        return False
+    return key["gpu"] == gpu.name if key["gpu"] else gpu.sm in RTX_PORTABLE
+
+
+def _gpu() -> Gpu | None:
+    """This machine's first NVIDIA GPU, as CUDA itself tells; None without one."""
     from edgetl.runtime import cudart
 
     try:
-        return str(cudart.gpu().name)
+        return cudart.gpu()
     except BackendError:
         return None

@@ -11,10 +11,12 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
-from edgetl.bundle import Bundle, NewArtifact, create, locked, sha256_file
+from edgetl.bundle import Bundle, NewArtifact, create, locked, sha256_file, writing
+from edgetl.cli import candidates
 from edgetl.cli.app import app
 from edgetl.images import ReadOptions, read_data, split_digest
 from edgetl.measure.rows import rows_of
+from edgetl.runtime.cudart import Gpu
 from edgetl.spec import Preprocess
 
 MakeGraph = Callable[..., Path]
@@ -211,3 +213,43 @@ def test_images_that_moved_are_named(make_bundle: Callable[..., Path], tmp_path:
     done = edgetl("bench", bundle, *FAST)
     assert done.exit_code == 1
     assert "--data" in done.stderr
+
+
+def with_engine(bundle: Path, gpu: str) -> Path:
+    """Add an engine's record whose plan is no plan: what this machine says of it is what is tested."""
+    key = dict.fromkeys(("precision", "platform", "sm", "board", "timing_cache_sha256"), "")
+    key |= {"graph_sha256": "0" * 64, "flavour": "tensorrt", "tensorrt": "10.3.0.30", "gpu": gpu, "batch": "1,1,8"}
+    numbers = {"sm_count": 0, "workspace_mib": 0, "level": -1, "tf32": False}
+    record = {"kind": "engine", "made_by": "build", "made_from": "0" * 64, "profile": "trt10", "precision": "int8"}
+    with writing(bundle, "build") as (opened, scratch):
+        (scratch / "plan").write_bytes(b"no plan")
+        facts = {**record, "input": "float32", "runs_on": "a certain GPU", "key": {**key, **numbers}}
+        opened.add([NewArtifact(scratch / "plan", "engines/{sha12}.plan", facts)])
+    return bundle
+
+
+def test_an_engine_for_another_gpu_is_left_out_and_named(make_bundle: Callable[..., Path]) -> None:
+    done = edgetl("bench", with_engine(make_bundle(), "NVIDIA Nothing"), *FAST, "--precisions", "int8", "--json")
+    assert [row["backend"] for row in json.loads(done.stdout)["rows"]] == ["onnxruntime"]
+    assert "it runs on a certain GPU; here is" in " ".join(done.stderr.split())
+
+
+def test_an_engine_that_does_not_open_is_a_failed_row(
+    make_bundle: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = Gpu("NVIDIA Here", (8, 7), 8, 8000)
+    monkeypatch.setattr(candidates, "_gpu", lambda: gpu)  # this machine's own GPU, if any, did not build it
+    found = bench(with_engine(make_bundle(), gpu.name), "--precisions", "int8")
+    graph, engine = rows_of(found, "here")
+    assert (graph.status, engine.status, engine.backend) == ("ok", "failed", "tensorrt")
+    assert engine.error
+    assert engine.engine_key
+
+
+@pytest.mark.parametrize(
+    ("name", "sm", "made_for"),
+    [("Orin", (8, 7), True), ("Thor", (8, 7), False), ("", (8, 6), True), ("", (8, 7), False)],
+)
+def test_engines_are_measured_on_the_gpu_they_were_built_for(name: str, sm: tuple[int, int], made_for: bool) -> None:
+    assert candidates._made_for({"gpu": name}, Gpu("Orin", sm, 8, 8000)) is made_for
+    assert not candidates._made_for({"gpu": name}, None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -165,6 +166,25 @@ def test_memory_is_measured_or_null_with_a_warning(tiny_graph: MakeGraph, data: 
     assert any("no peak memory" in line for line in monitor.lines)
 
 
+class Slowing(OrtBackend):
+    """Takes longer with every run: it never comes to rest."""
+
+    runs = 0
+
+    def run(self, batch: np.ndarray) -> np.ndarray:
+        self.runs += 1
+        time.sleep(0.0002 * self.runs)
+        return super().run(batch)
+
+
+def test_a_backend_that_never_settles_is_warned_of(tiny_graph: MakeGraph, data: BenchData) -> None:
+    monitor = Listening()
+    effort = Effort(seconds=0.01, runs=3, warmup_seconds=0.3)
+    row = run([candidate(tiny_graph(), kind=Slowing)], data, replace(QUICK, effort=effort), monitor=monitor)[0]
+    assert row.status == "ok"
+    assert any("not steady" in line for line in monitor.lines)
+
+
 def test_times_are_of_the_batch(tiny_graph: MakeGraph, data: BenchData) -> None:
     pool = encoded_pool(data)
     assert len(pool) == 12
@@ -203,3 +223,4 @@ def test_names_tell_candidates_apart(tmp_path: Path) -> None:
     assert first.name == "onnxruntime-cpu-trt10-int8"
     assert replace(first, input="uint8").name == "onnxruntime-cpu-trt10-int8-uint8"
     assert replace(first, provider="cuda:0", profile=None).name == "onnxruntime-cuda:0-int8"
+    assert replace(first, backend="tensorrt", provider="tensorrt 10.3.0").name == "tensorrt-10.3.0-trt10-int8"

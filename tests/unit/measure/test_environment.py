@@ -71,3 +71,20 @@ def test_a_machine_that_tells_nothing(tmp_path: Path) -> None:
     found = environment(root=tmp_path)
     for key in ("board", "memory_mb", "governor", "power", "cgroup_cpus"):
         assert found[key] is None
+
+
+@pytest.mark.parametrize(
+    ("script", "gpus"),
+    [
+        ("echo 'NVIDIA A, 580.1'; echo 'NVIDIA B, 580.1'", ["NVIDIA A, 580.1", "NVIDIA B, 580.1"]),
+        ("echo no driver; exit 9", []),
+    ],
+)
+def test_gpus_are_those_that_the_driver_reports(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, gpus: list[str]
+) -> None:
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\n" + script + "\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert environment()["gpus"] == gpus
