@@ -27,15 +27,25 @@ EXAMPLES = (
 def bench(
     ctx: typer.Context,
     bundle: Annotated[Path, typer.Argument(help="The bundle folder.", metavar="BUNDLE")],
-    data: Annotated[str | None, typer.Option(help="Measure on these images. Default: the bundle's test split.")] = None,
-    backends: Annotated[str | None, typer.Option(help="Some of torch,onnxruntime,tensorrt. Default: all here.")] = None,
-    precisions: Annotated[str | None, typer.Option(help="Some of fp32,fp16,int8. Default: all there are.")] = None,
-    target: Annotated[str | None, typer.Option(help="Graphs for this target only, for example jetpack6.")] = None,
-    batch: Annotated[str, typer.Option(help="Batch sizes to time, for example 1,8.")] = "1",
+    data: Annotated[
+        str | None, typer.Option(metavar="DATA", help="Measure on these images. Default: the test split.")
+    ] = None,
+    backends: Annotated[
+        str | None, typer.Option(metavar="B,...", help="Some of torch,onnxruntime,tensorrt. Default: all here.")
+    ] = None,
+    precisions: Annotated[
+        str | None, typer.Option(metavar="P,...", help="Some of fp32,fp16,int8. Default: all there are.")
+    ] = None,
+    target: Annotated[
+        str | None, typer.Option(metavar="TARGET", help="Graphs for this target only, for example jetpack6.")
+    ] = None,
+    batch: Annotated[str, typer.Option(metavar="N,...", help="Batch sizes to time, for example 1,8.")] = "1",
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0: each runtime's own choice.")] = 0,
     warmup: Annotated[int | None, typer.Option(min=0, help="Runs before timing. Default: until steady.")] = None,
     seconds: Annotated[float, typer.Option(min=0.0, help="Timed for each backend, at least.")] = 5.0,
-    fail_if: Annotated[list[str] | None, typer.Option(help="Exit 3 where a row is like this. Repeatable.")] = None,
+    fail_if: Annotated[
+        list[str] | None, typer.Option(metavar="CONDITION", help="Exit 3 where a row is like this. Repeatable.")
+    ] = None,
     compare: Annotated[Path | None, typer.Option(help="An earlier --out file to compare with.", metavar="FILE")] = None,
     as_json: JsonFlag = False,
     out: OutOption = None,
