@@ -20,7 +20,7 @@ from edgetl.errors import DataError, disk_errors
 from edgetl.images import SPLITS, rank_of
 
 TRAIN_PER_CLASS = 10
-VAL_PER_CLASS = 50  # 500 images: the guard can tell a drop of half a point from none
+VAL_PER_CLASS = 50  # 500 images: the guard can tell a drop of one point from none
 MARK = "digits.json"  # outside the split folders, so that reading the data ignores it
 
 
