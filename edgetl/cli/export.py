@@ -181,8 +181,8 @@ def _show_guard(console: Console, result: dict[str, Any]) -> None:
     colour = {"met": "green", "unresolved": "yellow"}.get(guard["verdict"], "red")
     console.print(
         f"INT8 drop [bold]{guard['drop_pp']:+.2f}[/] points on {guard['split']} "
-        f"(95 % interval {low:+.2f} to {high:+.2f}, n {guard['n']}, {guard['flips']} flips, p {guard['p_mcnemar']:.2g}); allowed {guard['max_drop']:g}: "
-        f"[bold {colour}]{guard['verdict']}[/]",
+        f"(95 % interval {low:+.2f} to {high:+.2f}, n {guard['n']}, {guard['flips']} flips, "
+        f"p {guard['p_mcnemar']:.2g}); allowed {guard['max_drop']:g}: [bold {colour}]{guard['verdict']}[/]",
         highlight=False,
     )
     worst = guard["worst_class"]

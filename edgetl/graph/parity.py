@@ -73,19 +73,11 @@ def check_relative(found: Parity, allowed: float, what: str) -> None:
         )
 
 
-def as_logits(outputs: Logits, name: str) -> Logits:
-    """Outputs called "probabilities" as logits (their logarithm, up to a constant each row); others as they are."""
-    if name != "probabilities":
-        return outputs
-    logits: Logits = np.log(np.maximum(outputs, np.float32(1e-30)))
-    return logits
-
-
 def run_graph(path: Path, pixels: npt.NDArray[np.uint8], threads: int = 0) -> Logits:
     """Logits (N, C) of a graph of ours for uint8 (N, S, S, 3)."""
     backend = OrtBackend(path, threads=threads)
     try:
-        return as_logits(run_pixels(backend, pixels, 8), backend.output)
+        return run_pixels(backend, pixels, 8)
     finally:
         backend.close()
 

@@ -20,13 +20,12 @@ from edgetl.graph import qdq, surgery
 from edgetl.graph.calibrate import Statistics, overflowing
 from edgetl.graph.nvidia import int8_coverage
 from edgetl.graph.options import ExportOptions
-from edgetl.graph.parity import Parity, as_logits, centred, check_relative, golden, parity, run_graph, tolerance
+from edgetl.graph.parity import Parity, centred, check_relative, golden, parity, run_graph, tolerance
 from edgetl.graph.pixels import Pixels, logits_of
 from edgetl.graph.quantise import Calibrated, best_method, calibrated, placed
 from edgetl.graph.reference import based_on, origin, reference_backend, source_of
 from edgetl.graph.sets import ImageSet, ImageSets, image_sets
 from edgetl.graph.worker import Worker, worker
-from edgetl.images import split_digest
 from edgetl.monitor import SILENT, Monitor
 from edgetl.runtime import run_pixels
 from edgetl.runtime.ort import OrtBackend
@@ -175,7 +174,7 @@ def _judge(run: _Run, path: Path, rungs: list[guards.Rung]) -> dict[str, Any]:
     candidate = OrtBackend(path, threads=run.options.threads)
     try:
         expected = logits_of(reference, pixels, run.monitor, "guard: reference")
-        given = as_logits(logits_of(candidate, pixels, run.monitor, "guard: int8 graph"), candidate.output)
+        given = logits_of(candidate, pixels, run.monitor, "guard: int8 graph")
     finally:
         reference.close()
         candidate.close()
@@ -220,7 +219,8 @@ def _record(run: _Run, model: onnx.ModelProto, path: Path, precision: Precision,
     digest = sha256_bytes(path.read_bytes())
     run.new.append(NewArtifact(path, f"graphs/{run.profile}/{precision}-{{sha12}}.onnx", record))
     proof = {"kind": "graph-logits", "made_by": "export", "made_from": digest, "precision": precision}
-    run.new.append(NewArtifact(own, "golden/graph-{sha12}.npy", proof))
+    # Named by the graph too: two graphs may well give the same logits.
+    run.new.append(NewArtifact(own, f"golden/graph-{digest[:12]}-{{sha12}}.npy", proof))
 
 
 def _check(run: _Run, path: Path, precision: Precision) -> tuple[Parity, npt.NDArray[np.float32]]:
@@ -284,8 +284,3 @@ _SHOWN = ("kind", "profile", "precision", "input", "file", "sha256", "bytes", "o
 
 def _shown(record: dict[str, Any]) -> dict[str, Any]:
     return {key: record[key] for key in _SHOWN}
-
-
-def guard_digest(samples: ImageSet) -> str:
-    """sha256 over the images and classes of a set."""
-    return split_digest(samples.samples)

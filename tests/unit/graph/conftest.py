@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
-from edgetl.bundle import Bundle, NewArtifact, create, locked, sha256_file
+from edgetl.bundle import NewArtifact, create, locked
+from edgetl.graph import ExportOptions, export
 from edgetl.images import ReadOptions, draw_balanced, read_data, split_digest, stream, with_calibration
 from edgetl.spec import Preprocess
 from edgetl.transfer import backbones
 from edgetl.transfer.network import Deployed
-
-MakeBundle = Callable[..., Path]
 
 
 def hand_made(to: Path, data: Path, backbone: str, size: int, arguments: dict[str, Any] | None = None) -> Path:
@@ -45,14 +45,16 @@ def hand_made(to: Path, data: Path, backbone: str, size: int, arguments: dict[st
     work.mkdir(parents=True)
     save_file({k: v.contiguous() for k, v in body.state_dict().items()}, work / "checkpoint")
     (work / "splits").write_text(json.dumps(dataset.to_json()))
-    np.save(work / "pixels.npy", golden_pixels)
-    np.save(work / "logits.npy", logits)
-    new = [
-        NewArtifact(work / "checkpoint", "checkpoint-{sha12}.safetensors", {"kind": "checkpoint", "made_by": "finetune"}),
-        NewArtifact(work / "splits", "splits-{sha12}.json", {"kind": "splits", "made_by": "finetune"}),
-        NewArtifact(work / "pixels.npy", "golden/pixels-{sha12}.npy", {"kind": "golden-pixels", "made_by": "finetune"}),
-        NewArtifact(work / "logits.npy", "golden/logits-{sha12}.npy", {"kind": "golden-logits", "made_by": "finetune"}),
-    ]
+    for kind, array in (("golden-pixels", golden_pixels), ("golden-logits", logits)):
+        with (work / kind).open("wb") as stream_:
+            np.save(stream_, array)
+    names = {
+        "checkpoint": "checkpoint-{sha12}.safetensors",
+        "splits": "splits-{sha12}.json",
+        "golden-pixels": "golden/pixels-{sha12}.npy",
+        "golden-logits": "golden/logits-{sha12}.npy",
+    }
+    new = [NewArtifact(work / kind, name, {"kind": kind, "made_by": "finetune"}) for kind, name in names.items()]
     manifest = {
         "task": "classification",
         "made_by": "finetune",
@@ -68,24 +70,47 @@ def hand_made(to: Path, data: Path, backbone: str, size: int, arguments: dict[st
     return to
 
 
+def photos(folder: Path, n: int = 40, size: int = 32, labels: tuple[str, ...] = ("left", "middle", "right")) -> Path:
+    """An image folder whose classes differ in colour and texture."""
+    rng = np.random.default_rng(0)
+    for index, label in enumerate(labels):
+        (folder / label).mkdir(parents=True)
+        for i in range(n):
+            pixels = rng.integers(0, 90, (size, size, 3), dtype=np.uint8)
+            pixels[:, :, index % 3] += 120
+            pixels[index :: 2 + index, :, :] //= 2
+            Image.fromarray(pixels).save(folder / label / f"{i:03}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def photo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """120 images of three classes, 32 px."""
+    return photos(tmp_path_factory.mktemp("graph") / "photos")
+
+
+@pytest.fixture(scope="session")
+def plain_bundle(tmp_path_factory: pytest.TempPathFactory, photo_folder: Path) -> Path:
+    """A smallnet bundle without graphs; copy it before writing to it."""
+    return hand_made(tmp_path_factory.mktemp("graph") / "plain", photo_folder, "smallnet", 32)
+
+
 @pytest.fixture
-def make_bundle(tmp_path: Path, make_folder: Callable[..., Path]) -> MakeBundle:
-    """make_bundle(backbone="smallnet", size=32, n=40) -> the path of a bundle over generated images."""
-
-    def make(backbone: str = "smallnet", size: int = 32, n: int = 40, **arguments: Any) -> Path:
-        folder = tmp_path / "photos"
-        data = folder if folder.is_dir() else make_folder(classes=("left", "middle", "right"), n=n, size=size)
-        return hand_made(tmp_path / f"bundle-{backbone}", data, backbone, size, arguments)
-
-    return make
+def fresh(plain_bundle: Path, tmp_path: Path) -> Path:
+    """A copy of plain_bundle to write to."""
+    return Path(shutil.copytree(plain_bundle, tmp_path / "bundle"))
 
 
-def digests(bundle: Path) -> dict[str, str]:
-    """Every file of a bundle and its sha256: what "as it was before" means."""
-    return {p.relative_to(bundle).as_posix(): sha256_file(p) for p in sorted(bundle.rglob("*")) if p.is_file()}
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory, plain_bundle: Path) -> Path:
+    """A bundle with the trt10 and trt8 graphs of all three precisions; read it only."""
+    path = Path(shutil.copytree(plain_bundle, tmp_path_factory.mktemp("graph") / "exported"))
+    for target in ("jetpack6", "jetpack5"):
+        export(path, ExportOptions(int8=True, target=target, max_drop=100.0))
+    return path
 
 
 @pytest.fixture
-def opened() -> Callable[[Path], Bundle]:
-    """Bundle.open."""
-    return Bundle.open
+def ready(exported: Path, tmp_path: Path) -> Path:
+    """A copy of `exported` to write to; its calibration is known, so modelopt is not waited for."""
+    return Path(shutil.copytree(exported, tmp_path / "ready"))
