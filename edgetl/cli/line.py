@@ -34,13 +34,14 @@ def run_line(run: Session, to: Path) -> dict[str, Any]:
     Returns finetune's, export's, build's and bench's objects by name, with what was made under "paths".
     """
     from edgetl.embedded.digits import write_digits
-    from edgetl.graph import ExportOptions, export
     from edgetl.images import read_data
 
     monitor = run.monitor
     monitor.say("1/5  load_digits becomes an image folder: 10 labelled scans a class to learn from")
     digits = write_digits(to / "digits")
     data = read_data(str(digits))
+    from edgetl.graph import ExportOptions, export  # seconds of imports: not before the folder is known to be ours
+
     result: dict[str, Any] = {}
     for name, line, strategy, weights in TRAININGS:
         monitor.say(f"2/5  training: {line}")
