@@ -28,20 +28,23 @@ _DYNAMO_OPSET = 18  # the dynamo exporter cannot emit less
 
 
 def source_graph(bundle: Bundle, scratch: Path) -> onnx.ModelProto:
-    """The source graph of a fine-tuned bundle, tidied; `scratch` takes a temporary file.
+    """The source graph of a fine-tuned bundle; see source_of_network."""
+    return source_of_network(deployed(bundle), _row(bundle), bundle.preprocess.size, scratch)
+
+
+def source_of_network(
+    network: torch.nn.Module, row: backbones.BackboneRow, size: int, scratch: Path
+) -> onnx.ModelProto:
+    """`network` (float32 (B, 3, size, size) -> logits, eval mode) as a tidied graph; `scratch` takes a file.
 
     TorchScript at the lowest opset that exports (byte-identical twice), or dynamo where the backbone's row
     says that only this one can. Raises GraphError with the exporter's words.
     """
-    row = backbones.row(str(bundle.manifest["model"]["backbone"]))
-    size = bundle.preprocess.size
-    network = deployed(bundle)
-    dynamo = row.exporter_at(size) == "dynamo"
-    path = scratch / "source.onnx"
+    path = scratch / "exported.onnx"
     pixels = torch.zeros(2, 3, size, size)  # two, so that no axis of size one is taken for a constant
     try:
         with _silence(), torch.no_grad():
-            if dynamo:
+            if row.exporter_at(size) == "dynamo":
                 _by_dynamo(network, pixels, path)
             else:
                 _by_torchscript(network, pixels, path, max(13, row.min_opset))
@@ -56,14 +59,22 @@ def source_graph(bundle: Bundle, scratch: Path) -> onnx.ModelProto:
 
 def check_profile(bundle: Bundle, profile: Profile) -> None:
     """Raise BackboneError where the bundle's backbone has no graph of this profile at its size."""
-    row = backbones.row(str(bundle.manifest["model"]["backbone"]))
-    allowed = row.profiles_at(bundle.preprocess.size)
+    check_network(_row(bundle), bundle.preprocess.size, profile)
+
+
+def check_network(row: backbones.BackboneRow, size: int, profile: Profile) -> None:
+    """Raise BackboneError where a backbone has no graph of this profile at `size` px."""
+    allowed = row.profiles_at(size)
     if profile not in allowed:
         raise BackboneError(
-            f"{row.name} at {bundle.preprocess.size} px has no graph of profile {profile}",
+            f"{row.name} at {size} px has no graph of profile {profile}",
             "it has: " + ", ".join(sorted(str(p) for p in allowed)),
             "choose another --target, or fine-tune at another --image-size",
         )
+
+
+def _row(bundle: Bundle) -> backbones.BackboneRow:
+    return backbones.row(str(bundle.manifest["model"]["backbone"]))
 
 
 def _by_torchscript(network: torch.nn.Module, pixels: torch.Tensor, path: Path, opset: int) -> None:

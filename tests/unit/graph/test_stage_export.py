@@ -132,12 +132,10 @@ def test_the_same_inputs_give_the_same_bytes(exported: Path, plain_bundle: Path,
     assert first == second
 
 
-def test_a_drop_above_the_contract_keeps_the_graph_and_carries_the_whole_result(fresh: Path) -> None:
-    options = ExportOptions(
-        int8=True, target="jetpack5", method="max", max_drop=0.0, max_class_drop=0.0, confident=True
-    )
+def test_a_drop_above_the_contract_keeps_the_graph_and_carries_the_whole_result(ready: Path) -> None:
+    options = ExportOptions(int8=True, target="jetpack5", method="max", max_drop=0.0, confident=True)
     with pytest.raises(ContractUnmet) as caught:
-        export(fresh, options)
+        export(ready, options)
     result = caught.value.result
     assert result["guard"]["met"] is False
     assert [a["precision"] for a in result["artifacts"]] == ["fp32", "fp16", "int8"]
