@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -98,7 +99,8 @@ def session(ctx: typer.Context, as_json: bool, out: Path | None) -> Iterator[Ses
     """Run a command's body: each way it can end becomes its line and its exit code (cli.md)."""
     run = Session(as_json, out, int((ctx.find_root().obj or {}).get("verbosity", 0)))
     try:
-        yield run
+        with _ctrl_c_wins():
+            yield run
     except EdgetlError as error:
         _fail(run, error)
     except KeyboardInterrupt:
@@ -118,14 +120,40 @@ def session(ctx: typer.Context, as_json: bool, out: Path | None) -> Iterator[Ses
         run.monitor.close()
 
 
+@contextmanager
+def _ctrl_c_wins() -> Iterator[None]:
+    """An error that comes out after Ctrl-C is its consequence, and is reported as the interruption it is.
+
+    torch and others turn a KeyboardInterrupt that meets their C++ code into some error of their own.
+    """
+    pressed = False
+
+    def note(number: int, frame: object) -> None:
+        nonlocal pressed
+        pressed = True
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    except Exception as error:  # any at all: the one that Ctrl-C became is not known in advance
+        if pressed:
+            raise KeyboardInterrupt from error
+        raise
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def _fail(run: Session, error: EdgetlError) -> None:
     run.monitor.close()
     if run.verbosity > 0:
         traceback.print_exc()
-    if isinstance(error, ContractUnmet):
-        run.done(error.result)
-    elif run.as_json or run.out is not None:
-        run.done({"error": error.as_json()})
+    result = error.result if isinstance(error, ContractUnmet) else {"error": error.as_json()}
+    try:
+        run.done(result)
+    except DiskError:  # `--out` cannot be written; that may be the very error we are reporting
+        run.out = None
+        run.done(result)
     label = "not met: " if isinstance(error, ContractUnmet) else "error: "
     run.stderr.print(label + str(error), style="bold red", highlight=False, markup=False, soft_wrap=True)
     raise typer.Exit(error.exit_code) from None

@@ -173,7 +173,10 @@ class Trainer:
                     torch.save(state, stream)
                     stream.flush()
                     os.fsync(stream.fileno())
-            except RuntimeError as error:  # torch hides the operating system's error in its own
+            except RuntimeError as error:
+                # torch ends the archive on the way out and raises anew, over the full disk or the Ctrl-C that came.
+                if isinstance(error.__context__, OSError | KeyboardInterrupt):
+                    raise error.__context__ from None
                 raise DiskError("the training state could not be written", f"{self._file} ({error})") from error
             temporary.replace(self._file)
 
