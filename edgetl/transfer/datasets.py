@@ -123,7 +123,13 @@ def _write(found: Any, folder: Path, what: str, monitor: Monitor) -> None:
 
 def _items(found: Any) -> Iterator[tuple[Image.Image, int]]:
     for index in range(len(found)):
-        image, target = found[index]
+        try:
+            image, target = found[index]
+            image.load()
+        except (OSError, ValueError, SyntaxError) as error:  # what Pillow reports a broken file as
+            raise DataError(
+                "an image of the data set cannot be read", f"{type(found).__name__} {index} ({error})"
+            ) from error
         yield image, int(target)
 
 

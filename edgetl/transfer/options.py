@@ -26,7 +26,7 @@ class Strategy:
     pretrained: bool = True  # wants weights
     competes: bool = True  # the probe is kept where it is better on val
     body_lr: float = 0.3
-    stage_decay: float = 0.7
+    stage_decay: float = 0.9
     head_lr: float = 1e-3
     effort: float = 1.0
     freezes_statistics: bool = True  # BatchNorm, on small sets

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -48,8 +47,10 @@ def prepare(data: Dataset, options: FinetuneOptions, monitor: Monitor = SILENT) 
     if found.state is not None:
         origin = str(found.provenance["name"])
         weights.apply(backbone, spec, found.state, preprocess.size, origin, monitor)
+    # A file's name and hash, not its path: the identity goes into the manifest, and that travels.
+    named = found.provenance["name"] if found.provenance["source"] == "file" else options.source
     identity = {
-        "options": dict(options.identity(), backbone=spec.name),
+        "options": dict(options.identity(), backbone=spec.name, weights=named),
         "weights": found.provenance.get("sha256", ""),
         "splits": {name: split_digest(samples) for name, samples in data.splits.items()},
         "labels": list(data.labels),
@@ -87,8 +88,3 @@ def _device(options: FinetuneOptions) -> torch.device:
     if options.amp == "fp16" and device.type == "cpu":
         raise InputError("fp16 training wants a CUDA device", "--amp fp16", "use --amp auto")
     return device
-
-
-def work_identity(path: Path) -> Path:
-    """Where the identity of unfinished work is noted."""
-    return path / "identity.json"

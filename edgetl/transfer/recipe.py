@@ -16,6 +16,7 @@ STAGES = 5  # depth groups with a learning rate each
 WARM_UP = 0.1  # share of the steps
 WEIGHT_DECAY = 0.01
 IMAGES_SEEN = 12_000  # what a default run passes through the network, within the bounds below
+BATCHES = ((1500, 64), (400, 32), (0, 16))  # training images from which on, images a step
 FEWEST_EPOCHS, MOST_EPOCHS = 4, 20
 
 
@@ -46,7 +47,7 @@ def recipe_for(options: FinetuneOptions, images: int) -> Recipe:
     return Recipe(
         epochs=epochs,
         head_epochs=min(options.head_epochs, epochs),
-        batch=options.batch_size or (32 if images >= 400 else 16),
+        batch=options.batch_size or next(size for least, size in BATCHES if images >= least),
         lr=lr,
         body_lr=lr * plan.body_lr,
         stage_decay=plan.stage_decay,

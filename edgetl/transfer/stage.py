@@ -19,6 +19,11 @@ if TYPE_CHECKING:
     from edgetl.transfer.prepare import Start
 
 WORK = "finetune"
+# Of finetune's object, in cli.md's order (the manifest sorts its keys).
+FIELDS = (
+    *("bundle", "backbone", "strategy", "chosen", "labels", "n", "best_epoch", "val", "test"),
+    *("linear_probe", "seconds", "images_per_second"),
+)
 
 
 def finetune(data: Dataset, to: Path, options: FinetuneOptions, monitor: Monitor = SILENT) -> dict[str, Any]:
@@ -37,7 +42,7 @@ def finetune(data: Dataset, to: Path, options: FinetuneOptions, monitor: Monitor
     start = prepare(data, options, monitor)
     with bundles.locked(to) as work:
         folder = work / WORK
-        if there and options.resume and not _unfinished(folder, start):
+        if there and options.resume:
             result = _finished(to, start, options)
             if result is not None:
                 bundles.sweep(folder)
@@ -54,12 +59,6 @@ def finetune(data: Dataset, to: Path, options: FinetuneOptions, monitor: Monitor
     return result
 
 
-def _unfinished(folder: Path, start: Start) -> bool:
-    """Whether a killed run of the same options left work there."""
-    path = folder / "identity.json"
-    return path.is_file() and bundles.read_json(path, "training state") == start.identity
-
-
 def _finished(to: Path, start: Start, options: FinetuneOptions) -> dict[str, Any] | None:
     """The stored result of the bundle that is there, if it came from the same options and data.
 
@@ -67,7 +66,8 @@ def _finished(to: Path, start: Start, options: FinetuneOptions) -> dict[str, Any
     """
     training = bundles.Bundle.open(to).manifest["training"]
     if training.get("identity") == start.identity:
-        return dict(training["result"], bundle=str(to))
+        stored = dict(training["result"], bundle=str(to))
+        return {key: stored[key] for key in FIELDS}
     if options.overwrite:
         return None
     raise _other_options("the bundle was made with other options", training.get("identity") or {}, start)
