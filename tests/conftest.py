@@ -9,7 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from PIL import Image
+
+# The same examples at every run: a red CI can be reproduced. HYPOTHESIS_PROFILE=default looks for new ones.
+settings.register_profile("edgetl", derandomize=True, deadline=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "edgetl"))
 
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLES = Path(os.environ.get("EDGETL_SAMPLES", ROOT.parent / "shared"))

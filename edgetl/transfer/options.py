@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from edgetl.errors import InputError
@@ -95,7 +96,7 @@ class FinetuneOptions:
         _one_of("--amp", self.amp, ("auto", "off", "bf16", "fp16"))
         if self.strategy is not None:
             _one_of("--strategy", self.strategy, tuple(STRATEGIES))
-        if self.strategy == "scratch" and self.weights not in ("auto", "none"):
+        if not self.plan.pretrained and self.weights not in ("auto", "none"):
             raise InputError("scratch starts from random weights", "--weights " + self.weights, "leave --weights out")
 
     @property
@@ -106,14 +107,15 @@ class FinetuneOptions:
     @property
     def source(self) -> str:
         """`--weights`, where scratch means none."""
-        return "none" if self.plan.name == "scratch" else self.weights
+        return self.weights if self.plan.pretrained else "none"
 
     def identity(self) -> dict[str, Any]:
         """What makes two runs the same run, for --resume: every option that can change the result."""
         out = asdict(self)
         for key in ("resume", "overwrite", "command"):
             del out[key]
-        out.update(fit=str(self.fit), strategy=self.plan.name, weights=self.source)
+        # The file's name without its folder: this travels in the manifest, and the content has its own sha256 there.
+        out.update(fit=str(self.fit), strategy=self.plan.name, weights=Path(self.source).name)
         return out
 
 
