@@ -39,7 +39,7 @@ def finetune(
     epochs: Annotated[int | None, typer.Option(help="At most this many (default: by the size of the set).")] = None,
     head_epochs: Annotated[int, typer.Option(help="The first N epochs train the head alone.")] = 0,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate of the head; the body's follows.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Images a step (default 16 to 64, by the size of the set).")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images a step (default 16 to 64, by set size).")] = None,
     image_size: Annotated[
         int | None, typer.Option(help="The crop; the resize keeps the weights' own ratio.", metavar="PX")
     ] = None,
