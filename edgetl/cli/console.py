@@ -7,6 +7,7 @@ import json
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -98,6 +99,8 @@ class Session:
 def session(ctx: typer.Context, as_json: bool, out: Path | None) -> Iterator[Session]:
     """Run a command's body: each way it can end becomes its line and its exit code (cli.md)."""
     run = Session(as_json, out, int((ctx.find_root().obj or {}).get("verbosity", 0)))
+    if run.verbosity <= 0:
+        warnings.simplefilter("ignore")  # libraries' notes to developers; ours go through the monitor
     try:
         with _ctrl_c_wins():
             yield run
