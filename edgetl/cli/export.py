@@ -145,30 +145,21 @@ def _build(bundle: Path, options: ExportOptions, monitor: Monitor) -> list[dict[
 def _show(console: Console, bundle: Path, result: dict[str, Any]) -> None:
     from rich.table import Table
 
-    table = Table(title=f"Graphs of {bundle}", title_justify="left")
-    for column in (
-        "profile",
-        "precision",
-        "input",
-        "opset",
-        "MB",
-        "difference to the reference",
-        "top-1 agrees",
-        "file",
-    ):
-        table.add_column(column, justify="right" if column in ("opset", "MB") else "left")
+    table = Table(title=f"Graphs in {bundle}", title_justify="left")
+    for column in ("graph", "opset", "MB", "largest difference", "top-1 agrees", "n"):
+        table.add_column(column, justify="left" if column == "graph" else "right")
     for graph in (a for a in result["artifacts"] if a["kind"] == "graph"):
+        parity = graph["parity"]
         table.add_row(
-            graph["profile"],
-            graph["precision"],
-            graph["input"],
+            f"{graph['profile']} {graph['precision']}" + (" uint8 input" if graph["input"] == "uint8" else ""),
             str(graph["opset"]),
             f"{graph['bytes'] / 1e6:.1f}",
-            f"{graph['parity']['max_abs']:.2g}",
-            f"{graph['parity']['agreement']:.3f} (n {graph['parity']['n']})",
-            graph["file"],
+            f"{parity['max_abs']:.2g}",
+            f"{parity['agreement']:.3f}",
+            str(parity["n"]),
         )
     console.print(table)
+    console.print("(difference to the reference's logits on the golden images; INT8's contract is the drop below)")
     if result["guard"] is not None:
         _show_guard(console, result)
     for made in (a for a in result["artifacts"] if a["kind"] == "engine"):
@@ -186,7 +177,7 @@ def _show_guard(console: Console, result: dict[str, Any]) -> None:
         highlight=False,
     )
     worst = guard["worst_class"]
-    console.print(f"worst class {worst['label']} {worst['drop_pp']:+.1f} points; evidence: {guard['evidence']}")
+    console.print(f"Worst class {worst['label']} {worst['drop_pp']:+.1f} points; evidence: {guard['evidence']}")
     if guard["verdict"] == "unresolved":
         console.print(f"about {guard['n_needed']} images would resolve it (--guard-data)")
     share = next((a["int8_macs_share"] for a in result["artifacts"] if a.get("precision") == "int8"), None)
