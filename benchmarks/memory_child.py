@@ -48,7 +48,9 @@ def cli(*arguments: str) -> dict[str, float]:
     loaded = (modelopt, onnxruntime, sklearn, torchvision, edgetl.bench, edgetl.graph, edgetl.transfer)
     assert all(loaded)
     before = baseline()
-    app(["-q", *arguments], standalone_mode=False)
+    failed = app(["-q", *arguments], standalone_mode=False)  # the exit code, where it is not 0
+    if failed:
+        raise SystemExit(failed)
     return taken(before)
 
 

@@ -97,3 +97,10 @@ def test_command_line_refuses_an_unknown_suite(capsys: pytest.CaptureFixture[str
     assert ended.value.code == 2
     assert "unknown suite: speed" in capsys.readouterr().err
     assert sys.modules["benchmarks.__main__"] is command
+
+
+@linux
+@pytest.mark.slow  # imports all that edgetl ever does
+def test_a_command_that_fails_is_not_measured(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="exited 1"):
+        run_module("benchmarks.memory_child", "cli", "bench", str(tmp_path / "no bundle"), threads=1)
