@@ -10,12 +10,12 @@ import torch
 from torch.nn import functional as F
 
 SIZE = 32  # pixels a side of what comes out
-RESOLUTIONS = (8, 8, 10, 12, 16, 24, 32)  # pixels a side that the scanner saw; 8 twice: hard, and common in old scans
+RESOLUTIONS = (8, 8, 8, 10, 12, 16, 32)  # pixels a side that the scanner saw; 8 thrice: the hardest to read
 ROTATION = 0.30  # radians, either way
 SHEAR = 0.35
 SCALE = (0.85, 1.6)  # of a glyph that fills 44 of 64 pixels
 SHIFT = 0.12  # of half the side
-ELASTIC = 0.16  # of half the side, peak of a random field with 5 x 5 knots
+ELASTIC = 0.18  # of half the side, peak of a random field with 5 x 5 knots
 NOISE = 0.07  # standard deviation at most, of the full range
 
 

@@ -1,8 +1,7 @@
 """Glyphs of the fonts that Pillow and matplotlib ship, as grey masks: the source domain of the embedded backbone.
 
-No digit is drawn, nor a fraction, a superscript or a circled number: what the demo learns from ten scans
-a class is then new to the backbone, as it is for whoever brings photos of their own. Letters of several
-scripts that are one shape (Latin, Greek and Cyrillic A; small and capital o) are one class.
+The ten digits are among the classes, as they are in any font; of handwriting there is nothing. Glyphs that
+are one shape (Latin and Greek A; small and capital o; zero and O) are one class.
 """
 
 from __future__ import annotations
@@ -21,15 +20,16 @@ GLYPH = 44  # pixels of the longer side of a glyph in it: the rest is room for r
 SAME_SHAPE = 0.90  # correlation of two masks in one font above which they are one class
 
 LATIN = "ABCDEFGHIJKLMNOPQRSTUVWXYZ" + "abcdefghijklmnopqrstuvwxyz"
+DIGITS = "0123456789"
 GREEK = "ΓΔΘΛΞΠΣΦΨΩ" + "αβγδεζηθλμξπρστφχψω"
 CYRILLIC = "БГДЖИЛУЦЧШЩЪЫЬЭЮЯ" + "бвджзилмнтцчшъыьэюя"
 LATIN_MORE = "ßæœøðþŋʃʒəɐɔɛɣɥɯʊʌʎʞɹɾʁʔʕ"
 SIGNS = "!?#$%&@()/*+<=>[]{}|~§¶£€¥¢©«÷¿†‡±×"  # noqa: RUF001  # look-alikes are the point
 SHAPES = "←↑→↓↔↕∀∂∃∇∈∏∑√∞∠∧∨∩∪∫≈≠≡≤⊂⊕⊗⊥◊■□△▽○●☺♀♂♠♣♥♦♪"  # noqa: RUF001
-CHARACTERS = LATIN + GREEK + CYRILLIC + LATIN_MORE + SIGNS + SHAPES
+CHARACTERS = LATIN + DIGITS + GREEK + CYRILLIC + LATIN_MORE + SIGNS + SHAPES
 
-# matplotlib's Computer Modern maps Unicode at ASCII letters only; the rest of its table is TeX's own.
-_TEX_SAFE = frozenset(LATIN)
+# Of Computer Modern's table only letters and digits are where Unicode has them; the rest is TeX's own.
+_TEX_SAFE = frozenset(LATIN + DIGITS)
 UNICODE_FONTS = (
     "DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSans-BoldOblique",
     "DejaVuSansMono", "DejaVuSansMono-Bold", "DejaVuSansMono-Oblique", "DejaVuSansMono-BoldOblique",
