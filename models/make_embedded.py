@@ -146,7 +146,7 @@ def card(glyphs: Glyphs, recipe: Recipe, weights: Path, figures: dict[str, Any])
         "bytes": weights.stat().st_size,
         "preprocess": PREPROCESS.to_json(),
         "data": {
-            "what": "glyphs rendered from fonts (letters of four scripts, digits, signs); no handwriting",
+            "what": "glyphs rendered from fonts (letters of three scripts, digits, signs); no handwriting",
             "masks": len(glyphs.masks),
             "fonts": [*UNICODE_FONTS, *TEX_FONTS, AILERON],
             "held_out_font": HELD_OUT_FONT,
