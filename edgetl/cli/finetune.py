@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +14,10 @@ from edgetl.spec import Fit
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from edgetl.images import ReadOptions
+    from edgetl.monitor import Monitor
+    from edgetl.transfer import FinetuneOptions
+
 EXAMPLES = (
     "Examples:  edgetl finetune photos --to models/flowers        "
     "edgetl finetune photos --to models/flowers --backbone mobilenet_v3_small --image-size 160        "
@@ -21,47 +25,67 @@ EXAMPLES = (
 )
 
 
+DataArgument = Annotated[str, typer.Argument(help="Image folder, CSV, or torchvision:NAME.", metavar="DATA")]
+ToOption = Annotated[Path, typer.Option("--to", help="The bundle folder to make.", metavar="BUNDLE")]
+BackboneOption = Annotated[
+    str | None, typer.Option(help="Any torchvision classification model (default resnet18).", metavar="NAME")
+]
+BackboneArgsOption = Annotated[str, typer.Option(help="Builder arguments: width_mult=0.5,...", metavar="K=V,...")]
+WeightsOption = Annotated[
+    str, typer.Option(help="auto (torchvision's, downloaded), none, embedded, or a state dict FILE.", metavar="W")
+]
+StrategyOption = Annotated[
+    str | None,
+    typer.Option(help="lp-ft (default), linear-probe, full or scratch (default with --weights none)."),
+]
+EpochsOption = Annotated[int | None, typer.Option(help="At most this many (default: by the size of the set).")]
+HeadEpochsOption = Annotated[int, typer.Option(help="The first N epochs train the head alone.")]
+LrOption = Annotated[float | None, typer.Option(help="Peak learning rate of the head; the body's follows.")]
+BatchSizeOption = Annotated[int | None, typer.Option(help="Images a step (default 16 to 64, by set size).")]
+ImageSizeOption = Annotated[
+    int | None, typer.Option(help="The crop; the resize keeps the weights' own ratio.", metavar="PX")
+]
+FitOption = Annotated[Fit, typer.Option(help="How an image becomes a square.")]
+ValFractionOption = Annotated[float, typer.Option(help="Share of the images for val, where DATA has no val.")]
+TestFractionOption = Annotated[float, typer.Option(help="Share for test, where DATA has no splits.")]
+GroupByOption = Annotated[str, typer.Option(help="Images whose path matches alike stay in one split.", metavar="REGEX")]
+StrictOption = Annotated[bool, typer.Option("--strict", help="Fail on one image with two labels.")]
+DataRootOption = Annotated[Path | None, typer.Option(help="Where torchvision:NAME is downloaded to.", metavar="DIR")]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+AmpOption = Annotated[str, typer.Option(help="Mixed precision: auto (a short trial decides), off, bf16, fp16.")]
+SeedOption = Annotated[int, typer.Option(help="Of splits, initialisation, order and augmentation.")]
+SkipCorruptOption = Annotated[bool, typer.Option("--skip-corrupt", help="Leave corrupt images out, named.")]
+NoGoldenPhotosOption = Annotated[bool, typer.Option("--no-golden-photos", help="Keep the golden cases as arrays only.")]
+ResumeOption = Annotated[bool, typer.Option("--resume", help="Continue a killed run of the same options.")]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="A new generation in a bundle that is there.")]
+
+
 def finetune(
     ctx: typer.Context,
-    data: Annotated[str, typer.Argument(help="Image folder, CSV, or torchvision:NAME.", metavar="DATA")],
-    to: Annotated[Path, typer.Option("--to", help="The bundle folder to make.", metavar="BUNDLE")],
-    backbone: Annotated[
-        str | None, typer.Option(help="Any torchvision classification model (default resnet18).", metavar="NAME")
-    ] = None,
-    backbone_args: Annotated[str, typer.Option(help="Builder arguments: width_mult=0.5,...", metavar="K=V,...")] = "",
-    weights: Annotated[
-        str, typer.Option(help="auto (torchvision's, downloaded), none, embedded, or a state dict FILE.", metavar="W")
-    ] = "auto",
-    strategy: Annotated[
-        str | None,
-        typer.Option(help="lp-ft (default), linear-probe, full or scratch (default with --weights none)."),
-    ] = None,
-    epochs: Annotated[int | None, typer.Option(help="At most this many (default: by the size of the set).")] = None,
-    head_epochs: Annotated[int, typer.Option(help="The first N epochs train the head alone.")] = 0,
-    lr: Annotated[float | None, typer.Option(help="Peak learning rate of the head; the body's follows.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Images a step (default 16 to 64, by set size).")] = None,
-    image_size: Annotated[
-        int | None, typer.Option(help="The crop; the resize keeps the weights' own ratio.", metavar="PX")
-    ] = None,
-    fit: Annotated[Fit, typer.Option(help="How an image becomes a square.")] = Fit.CROP,
-    val_fraction: Annotated[float, typer.Option(help="Share of the images for val, where DATA has no val.")] = 0.15,
-    test_fraction: Annotated[float, typer.Option(help="Share for test, where DATA has no splits.")] = 0.15,
-    group_by: Annotated[
-        str, typer.Option(help="Images whose path matches alike stay in one split.", metavar="REGEX")
-    ] = "",
-    strict: Annotated[bool, typer.Option("--strict", help="Fail on one image with two labels.")] = False,
-    data_root: Annotated[
-        Path | None, typer.Option(help="Where torchvision:NAME is downloaded to.", metavar="DIR")
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    amp: Annotated[str, typer.Option(help="Mixed precision: auto (a short trial decides), off, bf16, fp16.")] = "auto",
-    seed: Annotated[int, typer.Option(help="Of splits, initialisation, order and augmentation.")] = 0,
-    skip_corrupt: Annotated[bool, typer.Option("--skip-corrupt", help="Leave corrupt images out, named.")] = False,
-    no_golden_photos: Annotated[
-        bool, typer.Option("--no-golden-photos", help="Keep the golden cases as arrays only.")
-    ] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue a killed run of the same options.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="A new generation in a bundle that is there.")] = False,
+    data: DataArgument,
+    to: ToOption,
+    backbone: BackboneOption = None,
+    backbone_args: BackboneArgsOption = "",
+    weights: WeightsOption = "auto",
+    strategy: StrategyOption = None,
+    epochs: EpochsOption = None,
+    head_epochs: HeadEpochsOption = 0,
+    lr: LrOption = None,
+    batch_size: BatchSizeOption = None,
+    image_size: ImageSizeOption = None,
+    fit: FitOption = Fit.CROP,
+    val_fraction: ValFractionOption = 0.15,
+    test_fraction: TestFractionOption = 0.15,
+    group_by: GroupByOption = "",
+    strict: StrictOption = False,
+    data_root: DataRootOption = None,
+    device: DeviceOption = "auto",
+    amp: AmpOption = "auto",
+    seed: SeedOption = 0,
+    skip_corrupt: SkipCorruptOption = False,
+    no_golden_photos: NoGoldenPhotosOption = False,
+    resume: ResumeOption = False,
+    overwrite: OverwriteOption = False,
     as_json: JsonFlag = False,
     out: OutOption = None,
 ) -> None:
@@ -71,8 +95,8 @@ def finetune(
     better of the two on val is kept. The test split is looked at once, at the end.
     """
     with session(ctx, as_json, out) as run:
-        from edgetl.images import ReadOptions, read_data
-        from edgetl.transfer import FinetuneOptions, finetune
+        from edgetl.images import ReadOptions
+        from edgetl.transfer import FinetuneOptions
 
         options = FinetuneOptions(
             backbone=backbone,
@@ -92,17 +116,30 @@ def finetune(
             golden_photos=not no_golden_photos,
             resume=resume,
             overwrite=overwrite,
-            command=tuple(sys.argv),
         )
-        if data.startswith("torchvision:"):
-            from edgetl.transfer.datasets import materialise
-
-            data = str(materialise(data, data_root, run.monitor))
-        reading = ReadOptions(
-            seed=seed, val_fraction=val_fraction, test_fraction=test_fraction, group_by=group_by, strict=strict
-        )
-        result = finetune(read_data(data, reading), to, options, run.monitor)
+        reading = ReadOptions(seed, val_fraction, test_fraction, group_by, strict)
+        result = _run(data, data_root, reading, to, options, run.monitor)
         run.done(result, show=lambda console: _show(console, result))
+
+
+def _run(
+    data: str, data_root: Path | None, reading: ReadOptions, to: Path, options: FinetuneOptions, monitor: Monitor
+) -> dict[str, Any]:
+    # OpenMP threads that spin while they wait made training 2 to 7 times slower beside other work on two cores;
+    # libgomp reads this when torch loads.
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    from edgetl.images import read_data
+    from edgetl.transfer import finetune
+
+    if data.startswith("torchvision:"):
+        from edgetl.transfer.datasets import materialise
+
+        data = str(materialise(data, data_root, monitor))
+    try:
+        return finetune(read_data(data, reading), to, options, monitor)
+    except KeyboardInterrupt:
+        monitor.say("what was done so far is kept: the same command with --resume continues it")
+        raise
 
 
 def _show(console: Console, result: dict[str, Any]) -> None:

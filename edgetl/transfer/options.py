@@ -79,7 +79,7 @@ class FinetuneOptions:
     golden_photos: bool = True
     resume: bool = False
     overwrite: bool = False
-    command: tuple[str, ...] = ()
+    command: tuple[str, ...] = ()  # for local.json; sys.argv where it is empty
 
     def __post_init__(self) -> None:
         for name, value, least in (
