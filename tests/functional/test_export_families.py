@@ -40,7 +40,7 @@ FAMILIES = [
     ("densenet121", 64, 0.5),
     ("mnasnet0_5", 64, 0.9),
     ("vgg11", 64, 0.5),
-    ("alexnet", 64, 0.5),
+    ("alexnet", 64, 0.4),  # most of its MACs are in Gemms, which modelopt leaves in float (one row at batch 1)
     ("inception_v3", 96, 0.5),
     ("googlenet", 64, 0.5),
     ("vit_b_32", 64, 0.0),
