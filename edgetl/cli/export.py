@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgetl.cli.console import JsonFlag, OutOption, session
+from edgetl.cli.console import JsonFlag, OutOption, Session, session
+from edgetl.errors import ContractUnmet
 from edgetl.spec import InputKind
 
 if TYPE_CHECKING:
@@ -96,7 +99,6 @@ def export(
     as not meeting its contract.
     """
     with session(ctx, as_json, out) as run:
-        from edgetl.errors import ContractUnmet
         from edgetl.graph import ExportOptions
         from edgetl.graph import export as export_graphs
 
@@ -118,16 +120,23 @@ def export(
             allow_unmet=allow_unmet,
             threads=threads,
         )
-        try:
+        with _shown_when_unmet(run, bundle):
             result = export_graphs(bundle, options, run.monitor)
-        except ContractUnmet as unmet:
-            if not as_json and run.verbosity >= 0:
-                run.monitor.close()
-                _show(run.stdout, bundle, unmet.result)
-            raise
         if engine:
             result["artifacts"] += _build(bundle, options, run.monitor)
         run.done(result, show=lambda console: _show(console, bundle, result))
+
+
+@contextmanager
+def _shown_when_unmet(run: Session, bundle: Path) -> Iterator[None]:
+    """A missed contract still shows its tables to people; `session` prints the object for scripts."""
+    try:
+        yield
+    except ContractUnmet as unmet:
+        run.monitor.close()
+        if not run.as_json and run.verbosity >= 0:
+            _show(run.stdout, bundle, unmet.result)
+        raise
 
 
 def _build(bundle: Path, options: ExportOptions, monitor: Monitor) -> list[dict[str, Any]]:
