@@ -36,6 +36,7 @@ def render_table(rows: Sequence[Row], title: str = "") -> Table:
         box=SIMPLE_HEAD,
         collapse_padding=True,
         pad_edge=False,
+        show_edge=False,
         padding=(0, 1, 0, 0),
     )
     for index, name in enumerate(_COLUMNS):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import signal
 import sys
 import traceback
@@ -78,7 +79,8 @@ class Session:
         self.out = out
         self.verbosity = verbosity
         self.stderr = Console(stderr=True)
-        self.stdout = Console()
+        # A pipe has no width of its own, and rich's guess of 80 would cut paths and tables.
+        self.stdout = Console(width=None if sys.stdout.isatty() else max(110, int(os.environ.get("COLUMNS", 0))))
         self.monitor = ConsoleMonitor(self.stderr, quiet=verbosity < 0)
 
     def done(self, result: dict[str, Any], show: Callable[[Console], None] | None = None) -> None:
