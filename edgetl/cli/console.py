@@ -80,7 +80,8 @@ class Session:
         self.verbosity = verbosity
         self.stderr = Console(stderr=True)
         # A pipe has no width of its own, and rich's guess of 80 would cut paths and tables.
-        self.stdout = Console(width=None if sys.stdout.isatty() else max(110, int(os.environ.get("COLUMNS", 0))))
+        known = sys.stdout.isatty() or "COLUMNS" in os.environ
+        self.stdout = Console(width=None if known else 110)
         self.monitor = ConsoleMonitor(self.stderr, quiet=verbosity < 0)
 
     def done(self, result: dict[str, Any], show: Callable[[Console], None] | None = None) -> None:
