@@ -98,6 +98,15 @@ class Session:
             show(self.stdout)
 
 
+def share_cores() -> None:
+    """Keep torch's OpenMP threads from spinning while they wait; call it before torch is loaded.
+
+    Beside other work on two cores, spinning made training 2 to 7 times slower. A bench does not call it:
+    there PyTorch runs as its users run it.
+    """
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # libgomp reads this when torch loads
+
+
 @contextmanager
 def session(ctx: typer.Context, as_json: bool, out: Path | None) -> Iterator[Session]:
     """Run a command's body: each way it can end becomes its line and its exit code (cli.md)."""

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from edgetl.cli.console import JsonFlag, OutOption, session
+from edgetl.cli.console import JsonFlag, OutOption, session, share_cores
 
 EXAMPLES = "Examples:  edgetl demo        edgetl demo --to try --json"
 
@@ -23,6 +23,7 @@ def demo(
     Handwritten digits (scikit-learn's load_digits), ten labelled images a class, and a small backbone
     pretrained on glyphs of machine fonts. No download, no GPU. May be run again in the same folder.
     """
+    share_cores()
     with session(ctx, as_json, out) as run:
         from edgetl.cli.line import run_line, show_line
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgetl.cli.console import JsonFlag, OutOption, session
+from edgetl.cli.console import JsonFlag, OutOption, session, share_cores
 from edgetl.spec import Fit
 
 if TYPE_CHECKING:
@@ -125,9 +124,7 @@ def finetune(
 def _run(
     data: str, data_root: Path | None, reading: ReadOptions, to: Path, options: FinetuneOptions, monitor: Monitor
 ) -> dict[str, Any]:
-    # OpenMP threads that spin while they wait made training 2 to 7 times slower beside other work on two cores;
-    # libgomp reads this when torch loads.
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    share_cores()
     from edgetl.images import read_data
     from edgetl.transfer import finetune
 
