@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -24,6 +25,9 @@ def demo(
     pretrained on glyphs of machine fonts. No download, no GPU. May be run again in the same folder.
     """
     share_cores()
+    # Before torch loads. One thread adds up in one order, so the figures are the same on any number of cores, and a
+    # network this small gains next to nothing from a second one.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     with session(ctx, as_json, out) as run:
         from edgetl.cli.line import run_line, show_line
 

@@ -17,7 +17,7 @@ def demo(to: Path, *more: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "edgetl", "demo", "--to", str(to), *more],
         cwd=to.parent,
-        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "HOME": str(to.parent), "OMP_NUM_THREADS": "2"},
+        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "HOME": str(to.parent)},
         capture_output=True,
         text=True,
         check=False,
