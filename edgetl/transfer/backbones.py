@@ -35,6 +35,9 @@ class BackboneRow:
 
     `head` is the path of the last layer; its input is the feature. `then` is a layer after the head that must
     go (SqueezeNet's ReLU on logits), so that logits are linear in the mean feature.
+
+    `auxiliary` are the paths of the last layers of the auxiliary classifiers: they join the loss in training,
+    each with `auxiliary_weight`, and a deployed network does not have them.
     """
 
     family: str
@@ -49,7 +52,9 @@ class BackboneRow:
     mean: Triple = IMAGENET_MEAN  # what torchvision's weights expect with the kwargs below
     std: Triple = IMAGENET_STD
     kwargs: tuple[tuple[str, Any], ...] = ()
-    dropped: tuple[str, ...] = ()  # prefixes of weights that the deployed network does not have
+    auxiliary: tuple[str, ...] = ()
+    auxiliary_weight: float = 0.0
+    auxiliary_min_size: int = 1  # of the images, for the auxiliary classifiers alone
     min_opset: int = 13
     torchscript_multiple: int = 1  # TorchScript exports only sizes that are a multiple of this; else dynamo
     profiles: frozenset[Profile] = ALL
@@ -57,6 +62,15 @@ class BackboneRow:
     name: str = ""
     size: int = 224
     builder: Callable[..., nn.Module] = field(default=smallnet, compare=False, repr=False)
+
+    @property
+    def auxiliary_prefixes(self) -> tuple[str, ...]:
+        """What the names of the auxiliary classifiers' weights begin with."""
+        return tuple(path.partition(".")[0] + "." for path in self.auxiliary)
+
+    def auxiliary_at(self, size: int) -> bool:
+        """Whether there are auxiliary classifiers, and they take images of `size` px."""
+        return bool(self.auxiliary) and size >= self.auxiliary_min_size
 
     @property
     def fixed_size(self) -> bool:
@@ -90,7 +104,9 @@ class BackboneRow:
 
 # googlenet and inception_v3: torchvision's own weights come with transform_input=True, which turns ImageNet's
 # normalisation into (0.5, 0.5) inside the network. We leave it out and normalise by 0.5 at once: same numbers.
-# Their auxiliary classifiers exist to train from scratch and are not in a deployed network.
+# Their auxiliary classifiers are there for training: `build` adds them on request. Their weights in the loss are
+# 0.3 (Szegedy et al. 2015, section 5) and, for v3, that of torchvision's reference training (0.4). v3's one ends in
+# a 5x5 convolution without padding on a map that is large enough from 299 px on.
 _INIT = (("init_weights", False),)  # seconds of random numbers; `build` turns it on where they are wanted
 _AUX = (("aux_logits", False), ("transform_input", False), *_INIT)
 FAMILIES: tuple[BackboneRow, ...] = (
@@ -108,10 +124,27 @@ FAMILIES: tuple[BackboneRow, ...] = (
     BackboneRow("vgg", r"vgg\d+(_bn)?", "classifier.6", min_size=32, torchscript_multiple=224, kwargs=_INIT),
     BackboneRow("alexnet", r"alexnet", "classifier.6", min_size=63, torchscript_multiple=224),
     BackboneRow(
-        "inception", r"inception_v3", "fc", min_size=75, mean=HALF, std=HALF, kwargs=_AUX, dropped=("AuxLogits.",)
+        "inception",
+        r"inception_v3",
+        "fc",
+        min_size=75,
+        mean=HALF,
+        std=HALF,
+        kwargs=_AUX,
+        auxiliary=("AuxLogits.fc",),
+        auxiliary_weight=0.4,
+        auxiliary_min_size=299,
     ),
     BackboneRow(
-        "googlenet", r"googlenet", "fc", min_size=15, mean=HALF, std=HALF, kwargs=_AUX, dropped=("aux1.", "aux2.")
+        "googlenet",
+        r"googlenet",
+        "fc",
+        min_size=15,
+        mean=HALF,
+        std=HALF,
+        kwargs=_AUX,
+        auxiliary=("aux1.fc2", "aux2.fc2"),
+        auxiliary_weight=0.3,
     ),
     BackboneRow("vit16", r"vit_\w_16", "heads.head", multiple=16, size_argument="image_size", min_opset=14),
     BackboneRow("vit32", r"vit_\w_32", "heads.head", multiple=32, size_argument="image_size", min_opset=14),
@@ -159,16 +192,27 @@ def parse_arguments(text: str) -> dict[str, Any]:
     return out
 
 
-def build(name: str, classes: int, size: int, arguments: dict[str, Any] | None = None, init: bool = True) -> nn.Module:
+def build(
+    name: str,
+    classes: int,
+    size: int,
+    arguments: dict[str, Any] | None = None,
+    init: bool = True,
+    auxiliary: bool = False,
+) -> nn.Module:
     """A network with `classes` logits for `size` px images, randomly initialised; heads are fresh.
 
-    `init=False` skips slow initialisers where weights will be loaded anyway. Raises BackboneError.
+    `init=False` skips slow initialisers where weights will be loaded anyway. `auxiliary=True` adds the auxiliary
+    classifiers where there are any at this size: in training mode the network then returns a tuple, its logits
+    first. Raises BackboneError.
     """
     spec = row(name)
     spec.check_size(size)
     kwargs: dict[str, Any] = dict(spec.kwargs)
     if "init_weights" in kwargs:
         kwargs["init_weights"] = init
+    if spec.auxiliary_at(size):
+        kwargs["aux_logits"] = auxiliary
     if spec.size_argument:
         kwargs[spec.size_argument] = (size, size) if spec.size_is_pair else size
     reserved = {*kwargs, "num_classes", "weights", "progress"} & set(arguments or {})
@@ -185,23 +229,51 @@ def build(name: str, classes: int, size: int, arguments: dict[str, Any] | None =
 
 def replace_head(model: nn.Module, spec: BackboneRow, classes: int) -> None:
     """Put a fresh head with `classes` outputs and a bias in place (the probe needs one; MaxViT has none)."""
-    old = model.get_submodule(spec.head)
-    fresh: nn.Module
-    if isinstance(old, nn.Conv2d):
-        fresh = nn.Conv2d(old.in_channels, classes, 1)
-        nn.init.normal_(fresh.weight, std=0.01)
-    elif isinstance(old, nn.Linear):
-        fresh = nn.Linear(old.in_features, classes)
-        nn.init.trunc_normal_(fresh.weight, std=0.02)
-    else:
-        raise BackboneError("the head is not where the table says", f"{spec.head} of {spec.name}")
-    assert isinstance(fresh.bias, torch.Tensor)
-    nn.init.zeros_(fresh.bias)
-    model.set_submodule(spec.head, fresh)
+    there = [path for path, head in zip(spec.auxiliary, _auxiliary(model, spec), strict=True) if head is not None]
+    for path in (spec.head, *there):
+        old = model.get_submodule(path)
+        if not isinstance(old, nn.Conv2d | nn.Linear):
+            raise BackboneError("the head is not where the table says", f"{path} of {spec.name}")
+        model.set_submodule(path, _fresh(old, classes))
     if spec.then:
         model.set_submodule(spec.then, nn.Identity())
     if hasattr(model, "num_classes"):
         setattr(model, "num_classes", classes)  # noqa: B010  # torch types every attribute as a Module
+
+
+def _fresh(old: nn.Conv2d | nn.Linear, classes: int) -> nn.Module:
+    fresh: nn.Conv2d | nn.Linear
+    if isinstance(old, nn.Conv2d):
+        fresh = nn.Conv2d(old.in_channels, classes, 1)
+        nn.init.normal_(fresh.weight, std=0.01)
+    else:
+        fresh = nn.Linear(old.in_features, classes)
+        nn.init.trunc_normal_(fresh.weight, std=0.02)
+    assert fresh.bias is not None
+    nn.init.zeros_(fresh.bias)
+    return fresh
+
+
+def _auxiliary(model: nn.Module, spec: BackboneRow) -> list[nn.Module | None]:
+    return [getattr(model, prefix[:-1]) for prefix in spec.auxiliary_prefixes]
+
+
+def auxiliary_heads(model: nn.Module, spec: BackboneRow) -> list[nn.Module]:
+    """The auxiliary classifiers that this model was built with."""
+    return [head for head in _auxiliary(model, spec) if head is not None]
+
+
+def drop_auxiliary(model: nn.Module, spec: BackboneRow) -> None:
+    """Take the auxiliary classifiers out, where there are any: what is deployed does without them."""
+    if spec.auxiliary:
+        setattr(model, "aux_logits", False)  # noqa: B010  # torch types every attribute as a Module
+    for prefix in spec.auxiliary_prefixes:
+        setattr(model, prefix[:-1], None)
+
+
+def deployed_state(model: nn.Module, spec: BackboneRow) -> dict[str, torch.Tensor]:
+    """The state dict of `model` (not a copy) as it is after `drop_auxiliary`."""
+    return {key: value for key, value in model.state_dict().items() if not key.startswith(spec.auxiliary_prefixes)}
 
 
 def head_of(model: nn.Module, spec: BackboneRow) -> nn.Linear | nn.Conv2d:

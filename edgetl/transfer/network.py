@@ -32,7 +32,12 @@ class Deployed(nn.Module):
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Logits of a batch of pixels."""
-        return self.backbone((image - self.mean) / self.std)  # type: ignore[no-any-return]
+        return self.outputs(image)[0]
+
+    def outputs(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The logits, followed in training mode by those of the auxiliary classifiers: each float32 (B, C)."""
+        found = self.backbone((image - self.mean) / self.std)
+        return (found,) if isinstance(found, torch.Tensor) else tuple(found)
 
 
 def deployed(bundle: Bundle) -> Deployed:

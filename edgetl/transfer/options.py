@@ -32,6 +32,15 @@ class Strategy:
     effort: float = 1.0
     freezes_statistics: bool = True  # BatchNorm, on small sets
 
+    @property
+    def auxiliary(self) -> bool:
+        """Whether auxiliary classifiers (Inception's) train along: where the head starts fresh, as they do.
+
+        Where it starts as the probe's solution the body already serves it; fresh classifiers in its middle would
+        pull it away from there, which is what probing first is to prevent (Kumar et al. 2022).
+        """
+        return self.trains and not self.from_probe
+
 
 STRATEGIES = {
     s.name: s

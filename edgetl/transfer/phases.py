@@ -139,8 +139,8 @@ def _save_probe(path: Path, fitted: probe.Probe) -> None:
 def _train(run: _Run, fitted: probe.Probe) -> Progress:
     """Fine-tune the network in place; `run.before` keeps what it was."""
     start, options, data = run.start, run.options, run.data
-    run.before = {k: v.detach().clone() for k, v in start.network.backbone.state_dict().items()}
     network, spec = start.network, start.spec
+    run.before = {k: v.detach().clone() for k, v in backbones.deployed_state(network.backbone, spec).items()}
     train = data.split("train")
     recipe = recipe_for(options, len(train))
     decisions = _decisions(run, fitted, recipe.batch)
@@ -167,6 +167,7 @@ def _train(run: _Run, fitted: probe.Probe) -> Progress:
 
     progress = trainer.run(on_epoch)
     log.close()
+    backbones.drop_auxiliary(network.backbone, spec)  # they have done their part
     took = sum(line["seconds"] for line in progress.history)
     run.images_per_second = len(train) * len(progress.history) / took
     return progress

@@ -43,7 +43,13 @@ def prepare(data: Dataset, options: FinetuneOptions, monitor: Monitor = SILENT) 
     found = weights.load(options.source, spec)
     preprocess = weights.preprocess_for(found.preprocess, options.image_size, options.fit)
     torch.default_generator.manual_seed(stream_seed(options.seed, "init"))
-    backbone = backbones.build(spec.name, len(data.labels), preprocess.size, arguments, init=found.state is None)
+    auxiliary = options.plan.auxiliary
+    if auxiliary and spec.auxiliary and not spec.auxiliary_at(preprocess.size):
+        least = f"{spec.auxiliary_min_size} px, not {preprocess.size}"
+        monitor.say(f"trained without the auxiliary heads of {spec.name}: they want images of at least {least}")
+    backbone = backbones.build(
+        spec.name, len(data.labels), preprocess.size, arguments, init=found.state is None, auxiliary=auxiliary
+    )
     if found.state is not None:
         origin = str(found.provenance["name"])
         weights.apply(backbone, spec, found.state, preprocess.size, origin, monitor)

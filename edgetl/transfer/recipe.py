@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from edgetl.transfer.backbones import BackboneRow, head_of
+from edgetl.transfer.backbones import BackboneRow, auxiliary_heads, head_of
 from edgetl.transfer.options import FROZEN_STATISTICS_BELOW, FinetuneOptions
 
 STAGES = 5  # depth groups with a learning rate each
@@ -74,11 +74,13 @@ def ema_decay(step: int, steps: int) -> float:
 
 
 def parameter_groups(backbone: nn.Module, spec: BackboneRow, recipe: Recipe) -> list[dict[str, Any]]:
-    """Optimiser groups, each with its peak `lr`: head, then the body by depth; no decay on vectors (norms, biases).
+    """Optimiser groups, each with its peak `lr`: heads, then the body by depth; no decay on vectors (norms, biases).
 
     Depth is the place in the order of registration, which in torchvision's networks is that of the forward pass.
+    Auxiliary classifiers are heads: fresh at least in their last layers.
     """
-    head = {id(p) for p in head_of(backbone, spec).parameters()}
+    heads = (head_of(backbone, spec), *auxiliary_heads(backbone, spec))
+    head = {id(p) for module in heads for p in module.parameters()}
     body = [p for p in backbone.parameters() if id(p) not in head]
     lrs: list[tuple[float, nn.Parameter]] = [(recipe.lr, p) for p in backbone.parameters() if id(p) in head]
     for place, parameter in enumerate(body):
@@ -105,6 +107,9 @@ def set_mode(backbone: nn.Module, spec: BackboneRow, head_only: bool, freeze_sta
     if freeze_statistics:
         for norm in norms(backbone):
             norm.eval()
+        # Auxiliary classifiers may be fresh, and then have no statistics to keep; nothing but the loss sees theirs.
+        for auxiliary in auxiliary_heads(backbone, spec):
+            auxiliary.train(not head_only)
     head = head_of(backbone, spec)
     own = {id(p) for p in head.parameters()}
     for parameter in backbone.parameters():

@@ -24,6 +24,7 @@ from torch.optim.swa_utils import AveragedModel
 from edgetl.errors import DiskError, StageError, disk_errors
 from edgetl.images import Sample
 from edgetl.monitor import SILENT, Monitor
+from edgetl.transfer import backbones
 from edgetl.transfer import recipe as recipes
 from edgetl.transfer.augment import Views, epoch_order, stream_seed
 from edgetl.transfer.backbones import BackboneRow
@@ -41,7 +42,7 @@ class Progress:
 
     epoch: int = 0
     history: list[Epoch] = field(default_factory=list)
-    best: State | None = None
+    best: State | None = None  # as it will be deployed: without auxiliary classifiers
     best_epoch: int = 0
     best_score: tuple[float, float] = (-1.0, 0.0)  # accuracy, minus loss on val
 
@@ -90,8 +91,9 @@ class Trainer:
             self.progress.epoch += 1
             score = (line["val_accuracy"], -line["val_loss"])
             if score > self.progress.best_score:
-                best = {k: v.detach().clone() for k, v in self._averaged.backbone.state_dict().items()}
-                self.progress.best, self.progress.best_epoch = best, self.progress.epoch
+                best = backbones.deployed_state(self._averaged.backbone, self.spec)
+                self.progress.best = {k: v.detach().clone() for k, v in best.items()}
+                self.progress.best_epoch = self.progress.epoch
                 self.progress.best_score = score
             self._save()
             on_epoch(line)
@@ -138,8 +140,8 @@ class Trainer:
         images = to_device(setting.views(batch, epoch), setting.device)
         targets = torch.tensor([s.target for s in batch], device=setting.device)
         with torch.autocast(setting.device.type, dtype=setting.amp, enabled=setting.amp is not None):
-            logits = self.model(images)
-        loss = functional.cross_entropy(logits.float(), targets, weight=self._weights, label_smoothing=recipe.smoothing)
+            outputs = self.model.outputs(images)
+        loss = self._loss(outputs, targets)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         self.scaler.unscale_(self.optimizer)
@@ -148,6 +150,16 @@ class Trainer:
         self.scaler.update()
         self.average.update_parameters(self.model)
         return float(loss.detach())
+
+    def _loss(self, outputs: Sequence[torch.Tensor], targets: torch.Tensor) -> torch.Tensor:
+        """Cross-entropy of the logits, plus that of the auxiliary classifiers with the weight of their row."""
+        main, *auxiliary = (
+            functional.cross_entropy(
+                logits.float(), targets, weight=self._weights, label_smoothing=self.recipe.smoothing
+            )
+            for logits in outputs
+        )
+        return sum((self.spec.auxiliary_weight * loss for loss in auxiliary), start=main)
 
     def _average(self, averaged: Any, current: Any, count: Any) -> None:
         """AveragedModel's hook: one call for the tensors of one dtype; whole numbers (batch counts) are copied."""
@@ -228,8 +240,8 @@ def _time(model: Deployed, pixels: npt.NDArray[np.uint8], device: torch.device, 
     for _ in range(3):
         started = time.perf_counter()
         with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
-            logits = model(to_device(pixels, device))
-        logits.float().sum().backward()
+            outputs = model.outputs(to_device(pixels, device))
+        torch.cat(outputs).float().sum().backward()  # type: ignore[no-untyped-call]
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         took.append(time.perf_counter() - started)

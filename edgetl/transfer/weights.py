@@ -124,12 +124,12 @@ def _is_state(value: Any) -> bool:
 def apply(model: nn.Module, spec: BackboneRow, state: State, size: int, origin: str, monitor: Monitor = SILENT) -> bool:
     """Load `state` into `model`; returns whether its classifier came along.
 
-    A classifier for another number of classes is left out (and said). Raises WeightsError that lists what
-    else did not fit.
+    A classifier for another number of classes is left out (and said), and so are auxiliary ones that `model`
+    was built without. Raises WeightsError that lists what else did not fit.
     """
     own = model.state_dict()
     given = OrderedDict((_OLD_DENSENET.sub(r"\1\2", k), v) for k, v in state.items())
-    given = OrderedDict((k, v) for k, v in given.items() if not k.startswith(spec.dropped or ("\0",)))
+    fresh = _fit_auxiliary(given, own, spec)
     weight, bias = spec.head + ".weight", spec.head + ".bias"
     has_head = weight in given and given[weight].shape == own[weight].shape
     if not has_head:
@@ -142,8 +142,26 @@ def apply(model: nn.Module, spec: BackboneRow, state: State, size: int, origin: 
         given.pop(bias, None)
     if spec.size_argument == "image_size" and "encoder.pos_embedding" in given:
         given = _resized_positions(given, size, spec.multiple)
-    _check(model, spec, given, own, {weight, bias}, origin, getattr(state, "_metadata", None))
+    _check(model, spec, given, own, {weight, bias} | fresh, origin, getattr(state, "_metadata", None))
     return has_head
+
+
+def _fit_auxiliary(given: OrderedDict[str, torch.Tensor], own: State, spec: BackboneRow) -> set[str]:
+    """Take from `given` what the network's auxiliary classifiers cannot use; returns the keys that stay fresh.
+
+    Theirs go where the network has none, and their last layers where those are for other classes. They need
+    not be there: what was saved for deployment has none.
+    """
+    fresh: set[str] = set()
+    for path, prefix in zip(spec.auxiliary, spec.auxiliary_prefixes, strict=True):
+        theirs, ours = ({k for k in state if k.startswith(prefix)} for state in (given, own))
+        last = {path + ".weight", path + ".bias"}
+        same = all(k in given and k in own and given[k].shape == own[k].shape for k in last)
+        gone = (set() if same else last) if ours else theirs
+        for key in gone:
+            given.pop(key, None)
+        fresh |= gone & ours if theirs else ours
+    return fresh
 
 
 def _check(
@@ -151,11 +169,11 @@ def _check(
     spec: BackboneRow,
     given: OrderedDict[str, torch.Tensor],
     own: Mapping[str, torch.Tensor],
-    head: set[str],
+    fresh: set[str],
     origin: str,
     metadata: Any,
 ) -> None:
-    """Load what fits by shape; raise WeightsError where anything but the head is missing, left over or differs."""
+    """Load what fits by shape; raise WeightsError where anything but `fresh` is missing, left over or differs."""
     wrong = [
         f"{k} {list(v.shape)}, not {list(own[k].shape)}"
         for k, v in given.items()
@@ -166,7 +184,7 @@ def _check(
     fitting._metadata = metadata or getattr(own, "_metadata", {})  # type: ignore[attr-defined]
     result = model.load_state_dict(fitting, strict=False)
     missing = [
-        k for k in result.missing_keys if k not in head and k not in given and not k.endswith("num_batches_tracked")
+        k for k in result.missing_keys if k not in fresh and k not in given and not k.endswith("num_batches_tracked")
     ]
     parts = [
         f"{len(found)} {what} ({', '.join([*found[:_SHOWN], *['...'][: len(found) > _SHOWN]])})"
@@ -230,7 +248,8 @@ def _of_entry(entry: Any, spec: BackboneRow) -> Preprocess:
     """The Preprocess of a torchvision weights entry (their V1 resizes to 256, V2 to 232: it decides)."""
     transforms = entry.transforms()
     # The row's normalisation is ImageNet's, or (0.5, 0.5) where we took the conversion out of the network.
-    mean, std = (tuple(transforms.mean), tuple(transforms.std)) if not spec.dropped else (spec.mean, spec.std)
+    converts = "transform_input" in dict(spec.kwargs)
+    mean, std = (spec.mean, spec.std) if converts else (tuple(transforms.mean), tuple(transforms.std))
     return Preprocess(
         size=int(transforms.crop_size[0]),
         resize=int(transforms.resize_size[0]),
