@@ -28,7 +28,7 @@ def materials(scratch: Path) -> list[Material]:
     imagenet = SAMPLES / "weights/mobilenet_v2/mobilenet_v2-imagenet-coral-dequant.pth"
     out = []
     if imagenet.is_file():
-        for name, size in (("flowers5_small", 128), ("cifar10_mini", 128)):
+        for name, size in (("cifar10_mini", 128), ("flowers5_small", 128)):
             folder = SAMPLES / "data" / name
             if folder.is_dir():
                 out.append(Material(f"{name}, mobilenet_v2 at {size} px", folder, "mobilenet_v2", str(imagenet), size))

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from edgetl.cli.console import JsonFlag, OutOption, session, share_cores
+from edgetl.cli.console import JsonFlag, OutOption, session, tune_for_training
 
 EXAMPLES = "Examples:  edgetl demo        edgetl demo --to try --json"
 
@@ -24,7 +24,7 @@ def demo(
     Handwritten digits (scikit-learn's load_digits), ten labelled images a class, and a small backbone
     pretrained on glyphs of machine fonts. No download, no GPU. May be run again in the same folder.
     """
-    share_cores()
+    tune_for_training()
     # Before torch loads. One thread adds up in one order, so the figures are the same on any number of cores, and a
     # network this small gains next to nothing from a second one.
     os.environ.setdefault("OMP_NUM_THREADS", "1")

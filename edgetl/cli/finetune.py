@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgetl.cli.console import JsonFlag, OutOption, session, share_cores
+from edgetl.cli.console import JsonFlag, OutOption, session, tune_for_training
 from edgetl.spec import Fit
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def finetune(
 def _run(
     data: str, data_root: Path | None, reading: ReadOptions, to: Path, options: FinetuneOptions, monitor: Monitor
 ) -> dict[str, Any]:
-    share_cores()
+    tune_for_training()
     from edgetl.images import read_data
     from edgetl.transfer import finetune
 

@@ -10,7 +10,7 @@ from edgetl.errors import InputError
 from edgetl.spec import Fit
 
 DEFAULT_BACKBONE = "resnet18"
-FROZEN_STATISTICS_BELOW = 2000  # training images; facts: BatchNorm in train mode on a few hundred cost 3-5 points
+FROZEN_STATISTICS_BELOW = 10_000  # training images; below it, statistics that move cost points (docs/log.md)
 
 
 @dataclass(frozen=True)
