@@ -71,7 +71,7 @@ def decode(data: bytes, name: object = "image") -> Image.Image:
     on white; 16-bit grey keeps its high byte. Raises CorruptImage naming `name`.
     """
     if not data:
-        raise CorruptImage("an empty file", name, "remove it, or skip such files with --skip-corrupt")
+        raise CorruptImage("an empty file", name, "remove it (finetune can skip such files with --skip-corrupt)")
     try:
         with Image.open(io.BytesIO(data)) as image:
             if image.format not in _FORMATS:
@@ -83,10 +83,14 @@ def decode(data: bytes, name: object = "image") -> Image.Image:
     except DataError:
         raise
     except UnidentifiedImageError:
-        raise CorruptImage("not an image", name, "remove it, or skip such files with --skip-corrupt") from None
+        raise CorruptImage(
+            "not an image", name, "remove it (finetune can skip such files with --skip-corrupt)"
+        ) from None
     except _BROKEN as error:
         raise CorruptImage(
-            "the image is corrupt or cut short", "%s (%s)" % (name, error), "replace it, or use --skip-corrupt"
+            "the image is corrupt or cut short",
+            "%s (%s)" % (name, error),
+            "replace it (finetune can skip such files with --skip-corrupt)",
         ) from error
 
 

@@ -94,7 +94,7 @@ class FinetuneOptions:
         for name, value, least in (
             ("--epochs", self.epochs, 1),
             ("--head-epochs", self.head_epochs, 0),
-            ("--batch-size", self.batch_size, 1),
+            ("--batch-size", self.batch_size, 2),
             ("--image-size", self.image_size, 1),
         ):
             if value is not None and value < least:
