@@ -1,8 +1,9 @@
 """How long `edgetl finetune` takes to the tutorial recipe's best validation accuracy: same data, splits and cores.
 
 Both run in processes of their own and are timed from after their imports. The recipe's time ends with the epoch
-that reached its best; finetune's is that of the whole command (probe, training, test, bundle written). Where
-finetune ends below the recipe's best there is no ratio: it never got there.
+that reached its best; finetune's with its own first epoch that did, and everything that is not an epoch (the
+probe, every validation, the test, the bundle written) is counted before it. Where finetune never reached the
+recipe's best there is no ratio.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 from benchmarks.child import cores, run_module
 from benchmarks.data import Material, materials, split_layout
 from benchmarks.rows import Case, Row, row
+from edgetl.bundle import Bundle
 
 STRATEGIES = ("linear-probe", "lp-ft")
 
@@ -31,14 +33,15 @@ def run(quick: bool) -> Iterator[Row]:
             tutorial = _tutorial(material, place / "data", epochs=1 if quick else 10)
             for strategy in STRATEGIES:
                 ours = _finetune(material, place, strategy, quick)
+                history = Bundle.open(place / strategy).manifest["training"]["history"]
                 case = Case("recipe", f"{material.name}, {strategy}", quick)
-                yield row(case, cores(), {**counts, **compared(tutorial, ours)})
+                yield row(case, cores(), {**counts, **compared(tutorial, ours, history)})
 
 
-def compared(epochs: list[dict[str, Any]], ours: dict[str, Any]) -> dict[str, Any]:
-    """The row's values from the recipe's epochs and finetune's JSON object."""
+def compared(epochs: list[dict[str, Any]], ours: dict[str, Any], history: list[dict[str, Any]]) -> dict[str, Any]:
+    """The row's values from the recipe's epochs, finetune's JSON object and finetune's epochs."""
     best = max(range(len(epochs)), key=lambda i: epochs[i]["val_accuracy"])  # the first of equals
-    reached = ours["val"]["accuracy"] >= epochs[best]["val_accuracy"]
+    reached = seconds_to(epochs[best]["val_accuracy"], ours, history)
     return {
         "recipe_best_val_accuracy": round(epochs[best]["val_accuracy"], 4),
         "recipe_best_epoch": best + 1,
@@ -49,8 +52,21 @@ def compared(epochs: list[dict[str, Any]], ours: dict[str, Any]) -> dict[str, An
         "val_accuracy": round(ours["val"]["accuracy"], 4),
         "test_accuracy": None if ours["test"] is None else round(ours["test"]["accuracy"], 4),
         "finetune_s": round(ours["seconds"], 2),
-        "ratio": round(epochs[best]["seconds"] / ours["seconds"], 2) if reached else None,
+        "finetune_to_recipes_best_s": None if reached is None else round(reached, 2),
+        "ratio": None if reached is None else round(epochs[best]["seconds"] / reached, 2),
     }
+
+
+def seconds_to(accuracy: float, ours: dict[str, Any], history: list[dict[str, Any]]) -> float | None:
+    """Seconds until finetune's validation accuracy was at least `accuracy`; None: it never was.
+
+    Only the training seconds of later epochs are taken off the command's time: an upper bound.
+    """
+    seconds = [float(epoch["seconds"]) for epoch in history]
+    probe = ours["linear_probe"]["accuracy"] if ours["linear_probe"] else 0.0
+    reached = [probe, *(epoch["val_accuracy"] for epoch in history)]
+    first = next((i for i, value in enumerate(reached) if value >= accuracy), None)
+    return None if first is None else float(ours["seconds"]) - sum(seconds[first:])
 
 
 def _tutorial(material: Material, data: Path, epochs: int) -> list[dict[str, Any]]:

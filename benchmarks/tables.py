@@ -91,9 +91,14 @@ def _recipe(row: Row) -> list[str]:
         _percent(v["recipe_best_val_accuracy"]),
         f"{v['recipe_to_best_s']:.1f} (epoch {v['recipe_best_epoch']})",
         _percent(v["val_accuracy"]),
+        _seconds(v.get("finetune_to_recipes_best_s")),
         f"{v['finetune_s']:.1f}",
         "not reached" if v["ratio"] is None else f"**{v['ratio']:.1f}x**",
     ]
+
+
+def _seconds(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"
 
 
 def _percent(value: Any) -> str:
@@ -104,7 +109,10 @@ _TABLES: dict[str, tuple[list[str], Callable[[Row], list[str]]]] = {
     "startup": (["command", "runs", "median, s", "worst, s", "limit, s", "heavy modules loaded"], _startup),
     "memory": (["work", "MB (few images)", "MB (many)", "growth", "baseline MB"], _memory),
     "recipe": (
-        ["data, backbone, strategy", "train images", "recipe val", "recipe, s", "edgetl val", "edgetl, s", "ratio"],
+        [
+            *("data, backbone, strategy", "train images", "recipe's best val", "recipe to it, s"),
+            *("edgetl val", "edgetl to the recipe's best, s", "edgetl in all, s", "ratio"),
+        ],
         _recipe,
     ),
 }  # fmt: skip

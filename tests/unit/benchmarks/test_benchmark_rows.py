@@ -24,11 +24,23 @@ def epochs(*accuracies: float) -> list[dict[str, Any]]:
 
 def ours(accuracy: float, seconds: float = 4.0) -> dict[str, Any]:
     scores = {"accuracy": accuracy}
-    return {"strategy": "lp-ft", "chosen": "lp-ft", "val": scores, "test": scores, "seconds": seconds}
+    probe = {"accuracy": 0.4}
+    return {
+        "strategy": "lp-ft",
+        "chosen": "lp-ft",
+        "val": scores,
+        "test": scores,
+        "linear_probe": probe,
+        "seconds": seconds,
+    }
+
+
+def history(*accuracies: float) -> list[dict[str, Any]]:
+    return [{"val_accuracy": a, "seconds": 1.0} for a in accuracies]
 
 
 def recipe_values(accuracy: float = 0.9) -> dict[str, Any]:
-    return {"n_train": 100, "n_val": 50, **compared(epochs(0.5, 0.8, 0.8), ours(accuracy))}
+    return {"n_train": 100, "n_val": 50, **compared(epochs(0.5, 0.8, 0.8), ours(accuracy), history(accuracy))}
 
 
 def test_schema_is_a_json_schema() -> None:
@@ -80,11 +92,16 @@ def test_latest_takes_the_newest_full_row_of_each_case() -> None:
     assert [(r["case"], r["values"]["runs"]) for r in latest(iter(rows), "startup")] == [("a", 3), ("b", 2)]
 
 
-def test_the_ratio_ends_at_the_first_best_epoch_and_is_null_where_it_was_not_reached() -> None:
-    reached = compared(epochs(0.5, 0.8, 0.8), ours(0.8, seconds=4.0))
-    assert (reached["recipe_best_epoch"], reached["recipe_to_best_s"], reached["ratio"]) == (2, 20.0, 5.0)
-    assert reached["recipe_total_s"] == 30.0
-    assert compared(epochs(0.5, 0.8), ours(0.79))["ratio"] is None
+def test_the_ratio_ends_at_the_first_best_epoch_of_both_and_is_null_where_it_was_not_reached() -> None:
+    reached = compared(epochs(0.5, 0.8, 0.8), ours(0.9, seconds=6.0), history(0.7, 0.8, 0.9))
+    assert (reached["recipe_best_epoch"], reached["recipe_to_best_s"], reached["recipe_total_s"]) == (2, 20.0, 30.0)
+    assert (reached["finetune_to_recipes_best_s"], reached["ratio"]) == (5.0, 4.0)
+    never = compared(epochs(0.5, 0.8), ours(0.79), history(0.79))
+    assert never["ratio"] is None and never["finetune_to_recipes_best_s"] is None
+
+
+def test_where_the_probe_suffices_no_epoch_is_counted() -> None:
+    assert compared(epochs(0.3, 0.4), ours(0.9, seconds=6.0), history(0.7, 0.8, 0.9))["ratio"] == 6.67
 
 
 def test_growth_is_of_the_peak_above_the_baseline() -> None:
