@@ -52,6 +52,25 @@ def copy_of(model: onnx.ModelProto) -> onnx.ModelProto:
     return out
 
 
+def unshared(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy in which no two uses read the same initialiser, so that one layer's weights can change alone.
+
+    Exporters and onnxslim join initialisers of equal content, such as biases that are all zero.
+    """
+    out = copy_of(model)
+    constants = {tensor.name: tensor for tensor in out.graph.initializer}
+    taken = {name for node in out.graph.node for name in (*node.input, *node.output)}
+    seen: set[str] = set()
+    for node in out.graph.node:
+        for index, name in enumerate(node.input):
+            if name in constants and name in seen:
+                twin = out.graph.initializer.add()
+                twin.CopyFrom(constants[name])
+                twin.name = node.input[index] = _free(f"{name}_of_{node.name}", taken)
+            seen.add(name)
+    return out
+
+
 def opset_of(model: onnx.ModelProto) -> int:
     """The version of the default operator set."""
     return max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=1)
