@@ -83,14 +83,15 @@ def inserted(source: onnx.ModelProto, placement: Placement, amax: Mapping[str, f
         tensor = by_name[node_name].input[index]
         if tensor not in pairs:
             values = numpy_helper.to_array(weights[tensor])
-            pairs[tensor] = pair_on(tensor, scale_of(_weight_range(values, axis, tensor)), axis)
+            pairs[tensor] = pair_on(tensor, scale_of(weight_range(values, axis, tensor)), axis)
             before.setdefault(node_name, []).append(pairs[tensor])
         reads[node_name, index] = pairs[tensor].output
     _rewrite(out.graph, pairs, reads, before)
     return out
 
 
-def _weight_range(values: np.ndarray, axis: int | None, name: str) -> np.ndarray:
+def weight_range(values: np.ndarray, axis: int | None, name: str) -> np.ndarray:
+    """Largest |w| at each index of `axis` (None: of the whole weight `name`). Raises GraphError for NaN or inf."""
     if not np.all(np.isfinite(values)):
         raise GraphError("a weight holds NaN or inf", name, "train the model again; this one cannot be quantised")
     others = tuple(i for i in range(values.ndim) if i != axis)
