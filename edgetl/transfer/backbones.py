@@ -21,6 +21,7 @@ from torchvision import models
 
 from edgetl.errors import BackboneError
 from edgetl.spec import Profile
+from edgetl.transfer.resized import builder_of
 from edgetl.transfer.small import smallnet
 
 ALL = frozenset(Profile)
@@ -173,7 +174,7 @@ def row(name: str) -> BackboneRow:
     if name == "smallnet":
         return replace(family, name=name, size=32, builder=smallnet)
     default = models.get_model_weights(name).DEFAULT.transforms()
-    return replace(family, name=name, size=int(default.crop_size[0]), builder=models.get_model_builder(name))
+    return replace(family, name=name, size=int(default.crop_size[0]), builder=builder_of(name))
 
 
 def parse_arguments(text: str) -> dict[str, Any]:
@@ -220,7 +221,7 @@ def build(
         raise BackboneError("--backbone-args may not set this", ", ".join(sorted(reserved)))
     try:
         model = spec.builder(**kwargs, **(arguments or {}))
-    except (TypeError, ValueError, RuntimeError, AttributeError) as error:
+    except (TypeError, ValueError, RuntimeError, AttributeError, AssertionError) as error:
         # What torchvision raises depends on which argument is wrong.
         raise BackboneError(f"{name} cannot be built with these arguments", f"{arguments} ({error})") from error
     replace_head(model, spec, classes)
