@@ -42,7 +42,7 @@ class Calibration:
         missing = set(counted) - set(self._watched) - {surgery.INPUT}
         if missing:
             raise GraphError("tensors that cannot be watched during calibration", ", ".join(sorted(missing)[:3]))
-        self._session = _session(source, self._watched, threads)
+        self._session = session(source, self._watched, threads)
         self._batch = 1
 
     def feed(self, images: Iterable[np.ndarray], on_images: Callable[[int], None] | None = None) -> None:
@@ -91,11 +91,17 @@ def _float_tensors(source: onnx.ModelProto) -> list[str]:
     return [name for name in made if known.get(name) == TensorProto.FLOAT]
 
 
-def _session(source: onnx.ModelProto, watched: Sequence[str], threads: int) -> onnxruntime.InferenceSession:
-    model = surgery.copy_of(source)
+def session(
+    model: onnx.ModelProto, watched: Sequence[str], threads: int = 0, simulate: bool = False
+) -> onnxruntime.InferenceSession:
+    """A session on the CPU that gives the float32 tensors `watched`, inner ones too, in place of the outputs.
+
+    `simulate`: keep Q/DQ pairs as they are written; see runtime/ort. Raises GraphError.
+    """
+    model = surgery.copy_of(model)
     del model.graph.output[:]
     model.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in watched)
-    settings = options(threads=threads, simulate=False)
+    settings = options(threads=threads, simulate=simulate)
     # Activations come out of the arena anyway; a pattern per batch size would only hold memory.
     settings.enable_mem_pattern = False
     settings.enable_cpu_mem_arena = False

@@ -1,0 +1,210 @@
+"""What INT8 does to each layer by itself: fed with the float network's tensors, how far is its output off.
+
+One pass answers for all layers at once: beside every quantised product the graph gets a twin that reads the
+same float tensors through the Q/DQ pairs, and the difference is reduced before it leaves the session.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import helper, numpy_helper
+
+from edgetl.errors import GraphError
+from edgetl.graph import qdq, surgery
+from edgetl.graph.calibrate import session
+from edgetl.graph.pixels import Pixels
+from edgetl.graph.placement import Placement
+from edgetl.images import to_batch
+from edgetl.monitor import SILENT, Monitor
+
+PRODUCTS = frozenset(["Conv", "ConvTranspose", "Gemm", "MatMul"])
+_TWIN = "_in_int8"
+_REDUCED = ("_shift", "_noise", "_signal")
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class LayerNoise:
+    """How far one product `node` is off in INT8, over `n` images.
+
+    `shift`: float64 (C_out,), E[y - y_q] of each output channel in the units of y; empty for a product of two
+    activations. `sqnr_db`: 10 log10(sum y^2 / sum (y - y_q)^2), inf where INT8 changes nothing.
+    """
+
+    node: str
+    shift: Floats
+    sqnr_db: float
+    n: int
+
+
+def noise(
+    source: onnx.ModelProto,
+    placement: Placement,
+    amax: Mapping[str, float],
+    pixels: Pixels,
+    threads: int = 0,
+    monitor: Monitor = SILENT,
+    limit: int = 128,
+) -> dict[str, LayerNoise]:
+    """LayerNoise of every product of `placement`, by node name, over the first `limit` images of `pixels`.
+
+    `source`: fp32; `amax`: range of each quantised activation. Raises GraphError on NaN or inf.
+    """
+    products = _products(source, placement)
+    model = _beside(source, placement, amax, products)
+    wanted = [name + end for name in products for end in _REDUCED]
+    run = session(model, wanted, threads, simulate=True)
+    sums = {name: _Sums() for name in products}
+    total, done = min(limit, pixels.n), 0
+    for batch in pixels.batches(0, total):
+        values = dict(zip(wanted, run.run(wanted, {surgery.INPUT: to_batch(batch, "float32")}), strict=True))
+        for name, found in sums.items():
+            found.add(*(values[name + end] for end in _REDUCED))
+        done += len(batch)
+        monitor.progress("noise of each layer", done, total)
+    weighted = {name for name, _ in placement.weights}
+    return {name: found.result(name, name in weighted, total) for name, found in sums.items()}
+
+
+@dataclass
+class _Sums:
+    """Running sums over the images; float64, an image at a time, so that no batch size shows in them."""
+
+    shift: Floats | float = 0.0
+    noise: float = 0.0
+    signal: float = 0.0
+    rows: int = 0
+
+    def add(
+        self, shift: npt.NDArray[np.float32], off: npt.NDArray[np.float32], signal: npt.NDArray[np.float32]
+    ) -> None:
+        """`shift` (rows, C): means over everything but rows and channels; `off`, `signal` (rows,): mean squares."""
+        self.shift = self.shift + shift.sum(axis=0, dtype=np.float64)
+        self.noise += float(off.sum(dtype=np.float64))
+        self.signal += float(signal.sum(dtype=np.float64))
+        self.rows += len(shift)
+
+    def result(self, node: str, weighted: bool, n: int) -> LayerNoise:
+        """Raises GraphError where something was not finite."""
+        shift = np.asarray(self.shift) / self.rows
+        if not (np.isfinite(shift).all() and np.isfinite(self.noise) and np.isfinite(self.signal)):
+            raise GraphError("NaN or inf inside the network on a calibration image", node, "check the checkpoint")
+        with np.errstate(divide="ignore"):  # a layer that is zero everywhere: -inf
+            sqnr = 10.0 * np.log10(self.signal / self.noise) if self.noise > 0 else np.inf
+        return LayerNoise(node, shift if weighted else np.zeros(0), float(sqnr), n)
+
+
+def _products(source: onnx.ModelProto, placement: Placement) -> dict[str, onnx.NodeProto]:
+    quantised = {node for node, _ in placement.weights}
+    quantised |= {node for uses in placement.activations.values() for node, _ in uses}
+    return {n.name: n for n in source.graph.node if n.name in quantised and n.op_type in PRODUCTS}
+
+
+def _beside(
+    source: onnx.ModelProto, placement: Placement, amax: Mapping[str, float], products: Iterable[str]
+) -> onnx.ModelProto:
+    """`source` with a quantised twin of each product beside it, and their difference reduced."""
+    out = surgery.copy_of(source)
+    quantised = qdq.inserted(source, placement, amax)
+    own = {node.name: node for node in source.graph.node}
+    weights = {tensor.name: tuple(tensor.dims) for tensor in source.graph.initializer}
+    chosen = frozenset(products)
+    del out.graph.node[:], out.graph.initializer[:]
+    out.graph.initializer.extend(quantised.graph.initializer)
+    for node in quantised.graph.node:
+        out.graph.node.append(own.get(node.name, node))
+        if node.name in chosen:
+            twin = out.graph.node.add()
+            twin.CopyFrom(node)
+            twin.name = twin.output[0] = node.name + _TWIN
+            _reduce(out, own[node.name], weights.get(own[node.name].input[1]))
+    return out
+
+
+def _reduce(model: onnx.ModelProto, node: onnx.NodeProto, weight: tuple[int, ...] | None) -> None:
+    """The three tensors of `node` that noise() reads: `_shift` (rows, C), `_noise` and `_signal` (rows,)."""
+    y, name = node.output[0], node.name
+    off = f"{name}_off"
+    model.graph.node.append(helper.make_node("Sub", [y, name + _TWIN], [off], name=off))
+    if node.op_type in ("Conv", "ConvTranspose"):
+        _mean(model, off, [0, 0, -1], 2, name + "_shift")
+    else:
+        _mean(model, off, [0, -1, _columns(node, weight) if weight else 1], 1, name + "_shift")
+    for tensor, to in ((off, "_noise"), (y, "_signal")):
+        square = f"{name}{to}_square"
+        model.graph.node.append(helper.make_node("Mul", [tensor, tensor], [square], name=square))
+        _mean(model, square, [0, -1], 1, name + to)
+
+
+def _columns(node: onnx.NodeProto, weight: tuple[int, ...]) -> int:
+    """Output channels of a Gemm or MatMul with a weight of this shape."""
+    transposed = any(a.name == "transB" and a.i for a in node.attribute)
+    return weight[0] if transposed else weight[-1]
+
+
+def _mean(model: onnx.ModelProto, tensor: str, shape: list[int], axis: int, to: str) -> None:
+    """Append `to`: the mean of `tensor` over `axis`, once it has been reshaped to `shape`."""
+    flat, graph = f"{to}_flat", model.graph
+    graph.initializer.append(numpy_helper.from_array(np.array(shape, dtype=np.int64), f"{to}_shape"))
+    graph.node.append(helper.make_node("Reshape", [tensor, f"{to}_shape"], [flat], name=flat))
+    if surgery.opset_of(model) < 18:
+        graph.node.append(helper.make_node("ReduceMean", [flat], [to], name=to, axes=[axis], keepdims=0))
+        return
+    graph.initializer.append(numpy_helper.from_array(np.array([axis], dtype=np.int64), f"{to}_axis"))
+    graph.node.append(helper.make_node("ReduceMean", [flat, f"{to}_axis"], [to], name=to, keepdims=0))
+
+
+def corrected(source: onnx.ModelProto, noises: Mapping[str, LayerNoise]) -> onnx.ModelProto:
+    """`source` with each product's bias moved by its `shift`, so that INT8 leaves the mean of every channel alone.
+
+    Bias correction (Nagel et al. 2019, section 4.2) from data in place of the BatchNorm statistics. A Conv,
+    ConvTranspose or Gemm without a bias gets one; a MatMul wants an Add of a constant after it, and is left
+    as it is where there is none. The result is no longer `source`'s function in fp32: it is meant for Q/DQ.
+    """
+    out = surgery.unshared(source)
+    constants = {tensor.name: tensor for tensor in out.graph.initializer}
+    for node in list(out.graph.node):
+        found = noises.get(node.name)
+        if found is None or not found.shift.size:
+            continue
+        if node.op_type == "MatMul":
+            bias = _added_constant(out.graph, node, constants)
+            if bias is not None:
+                _add_to(constants[bias], found.shift)
+        elif len(node.input) > 2 and node.input[2] in constants:
+            _add_to(constants[node.input[2]], found.shift / _beta(node))
+        else:
+            _give_bias(out.graph, node, found.shift / _beta(node))
+    return out
+
+
+def _beta(node: onnx.NodeProto) -> float:
+    return next((float(a.f) for a in node.attribute if a.name == "beta"), 1.0)
+
+
+def _give_bias(graph: onnx.GraphProto, node: onnx.NodeProto, values: Floats) -> None:
+    if len(node.input) > 2 and node.input[2]:
+        raise GraphError("a bias that is computed inside the graph", node.name, "export it as a constant")
+    name = f"{node.name}_bias"
+    graph.initializer.append(numpy_helper.from_array(values.astype(np.float32), name))
+    node.input[:] = [*node.input[:2], name]
+
+
+def _add_to(tensor: onnx.TensorProto, values: Floats) -> None:
+    """Add `values` (C,) along the last axis, where a bias of C numbers or of one is broadcast."""
+    moved = numpy_helper.to_array(tensor).astype(np.float64) + values
+    tensor.CopyFrom(numpy_helper.from_array(moved.astype(np.float32), tensor.name))
+
+
+def _added_constant(graph: onnx.GraphProto, node: onnx.NodeProto, constants: Mapping[str, object]) -> str | None:
+    """The constant that the only reader of `node` adds to its output."""
+    readers = [other for other in graph.node if node.output[0] in other.input]
+    if len(readers) != 1 or readers[0].op_type != "Add":
+        return None
+    return next((name for name in readers[0].input if name in constants), None)
