@@ -26,6 +26,8 @@ PRECISIONS = ("int8", "fp16", "fp32")
 
 # Kinds of plan layers that multiply; where a node is spread over several layers, these speak for it.
 _COMPUTE_KIND = re.compile(r"correlation|gemm|fusion|conv|matrix", re.I)
+# A small convolution generated into a pointwise kernel, whose name lists its steps: round, cast to int8, convolve.
+_INSIDE_KERNEL = re.compile(r"RounCastCorr")
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,8 @@ class Coverage:
         """The layer that does the node's arithmetic: of those naming it the one of a computing kind."""
         naming = [layer for layer in self.layers if node in layer.onnx_nodes]
         heavy = [layer for layer in naming if _COMPUTE_KIND.search(layer.kind)]
-        best = heavy or [layer for layer in naming if layer.precision] or naming
+        fused = [layer for layer in naming if _INSIDE_KERNEL.search(layer.name)]
+        best = heavy or fused or [layer for layer in naming if layer.precision] or naming
         return best[0] if best else None
 
 
@@ -115,12 +118,15 @@ def dtype_of(text: str) -> str:
     return ""
 
 
-def precision_of(inputs: Sequence[str], constants: Sequence[str]) -> str:
-    """The arithmetic of a layer from the dtypes of its activations and weights.
+def precision_of(inputs: Sequence[str], constants: Sequence[str], name: str = "") -> str:
+    """The arithmetic of a layer from the dtypes of its activations and weights, and the steps in its `name`.
 
     INT8 takes an INT8 activation and, where there are weights, INT8 ones: a layer that reads INT8 and
     widens it to multiply by Half weights fell back. Else the widest float among the activations decides.
+    A kernel that quantises its float input itself says so in its name and holds INT8 weights.
     """
+    if "int8" in constants and _INSIDE_KERNEL.search(name):
+        return "int8"
     for narrow in ("int8", "fp8"):
         if narrow in inputs and (narrow in constants or not any(constants)):
             return narrow
@@ -168,7 +174,7 @@ def from_build_log(block: str) -> Tuple[Layer, ...]:
                 onnx_nodes=onnx_nodes(match.group("metadata")),
                 kind=match.group("kind"),
                 inputs=dtypes["inputs"],
-                precision=precision_of(dtypes["inputs"], dtypes["constants"]),
+                precision=precision_of(dtypes["inputs"], dtypes["constants"], match.group("name")),
             )
         )
     if not out:
@@ -198,7 +204,7 @@ def _inspected(row: Mapping[str, Any]) -> Layer:
         onnx_nodes=onnx_nodes(str(row.get("Metadata", "")), name),
         kind=str(row.get("LayerType", "")),
         inputs=inputs,
-        precision=precision_of(inputs, constants),
+        precision=precision_of(inputs, constants, name),
     )
 
 

@@ -173,6 +173,22 @@ def test_a_node_spread_over_layers_is_judged_by_the_one_that_multiplies() -> Non
     assert Coverage(layers, (Source("/fc/Gemm", True),)).precisions == {"/fc/Gemm": "int8"}
 
 
+def test_a_convolution_inside_a_pointwise_kernel_is_read_off_its_name() -> None:
+    # EfficientNet-B0's second squeeze-excite convolution (4 channels) as TensorRT for RTX 1.7 builds it.
+    inside = "__myl_MulCastAddSiluMulMinMaxRounCastCorrMulCastAddSigmMulMinMax_myl0_18"
+    widened = "__myl_MulCastAddSiluMulMinMaxRounCastCastMulCorrAddSigm_myl0_18"
+    block = log_block(
+        log_line("fc1", "correlation", ["Int8"], ["Int8"], ["/fc1"]),
+        log_line("__myl_CastMul_myl0_17", "kgen", ["Float"], [], ["/fc2"]),
+        log_line(inside, "kgen", ["Float"], ["Half", "Int8"], ["/fc1", "/fc2"]),
+        log_line(widened, "kgen", ["Float"], ["Half", "Int8"], ["/fc3"]),
+        log_line(inside, "kgen", ["Float"], ["Half", "Half"], ["/fc4"]),
+    )
+    found = Coverage(from_build_log(block), tuple(Source(f"/fc{i}", True) for i in (1, 2, 3, 4)))
+    assert found.precisions == {"/fc1": "int8", "/fc2": "int8", "/fc3": "fp32", "/fc4": "fp32"}
+    assert found.fallbacks() == ("/fc3", "/fc4")
+
+
 def test_two_nodes_fused_into_one_layer_count_once_and_a_lost_node_is_a_fallback() -> None:
     layers = (Layer("both", ("a", "b"), "correlation", ("int8",), "int8"),)
     found = Coverage(layers, (Source("a", True), Source("b", True), Source("gone", True)))
