@@ -109,3 +109,15 @@ def test_the_strategy_follows_from_the_weights() -> None:
     assert FinetuneOptions(weights="none").plan is STRATEGIES["scratch"]
     assert FinetuneOptions(weights="none", strategy="linear-probe").plan is STRATEGIES["linear-probe"]
     assert FinetuneOptions(strategy="scratch").source == "none", "nothing is downloaded to be thrown away"
+
+
+def test_the_statistics_of_a_slow_batchnorm_follow_a_short_run() -> None:
+    """MobileNetV3's momentum of 0.01 left them at 0 and 1 after five epochs, and validation at chance."""
+    model = backbones.build("mobilenet_v3_small", 3, 32, {"width_mult": 0.5})
+    recipe.set_mode(model, backbones.row("mobilenet_v3_small"), head_only=False, freeze_statistics=False)
+    images = 3 + 2 * torch.randn(16, 3, 32, 32)
+    stem = torch.nn.Sequential(model.features[0][0], model.features[0][1])  # the convolution and its norm
+    with torch.no_grad():
+        for _ in range(50):
+            trained = stem(images)
+        torch.testing.assert_close(stem.eval()(images), trained, rtol=0.05, atol=0.05)
