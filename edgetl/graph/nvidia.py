@@ -1,15 +1,96 @@
-"""What NVIDIA's parser and builder make of a graph, joined with its MACs. Needs tensorrt-rtx, no GPU."""
+"""What NVIDIA's parser and builder make of an INT8 graph, joined with its MACs. Needs tensorrt-rtx, no GPU.
+
+The rule (docs/decisions/0002-int8.md): a product that we quantise and the builder runs in float all the same
+pays for its Q/DQ pairs in accuracy and gains nothing. It is left out of the placement and recorded as
+IN_FLOAT; a convolution that falls back even then is an error with its name.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import onnx
 
 from edgetl import engine
+from edgetl.errors import EngineError
+from edgetl.graph import surgery
+from edgetl.graph.local import PRODUCTS
 from edgetl.graph.macs import int8_share
 from edgetl.monitor import SILENT, Monitor
+
+IN_FLOAT = "NVIDIA's builder runs it in float"
+_CONVOLUTIONS = frozenset(("Conv", "ConvTranspose"))
+
+
+@dataclass(frozen=True)
+class Built:
+    """An INT8 graph after NVIDIA's builder.
+
+    int8_macs_share: of the whole graph's multiply-accumulates; precisions: multiplying node -> "int8", "fp16",
+    ... ("" for one that no layer of the plan names); fallbacks: quantised products that do not run in INT8,
+    convolutions: those of them that are convolutions; layers: plan layers that multiply, by precision.
+    """
+
+    int8_macs_share: float
+    precisions: Mapping[str, str]
+    fallbacks: tuple[str, ...]
+    convolutions: tuple[str, ...]
+    layers: Mapping[str, int]
+
+    def record(self) -> dict[str, Any]:
+        """What the graph's artifact says of it; the precisions are in the X-ray."""
+        return {"layers": dict(self.layers), "fallbacks": list(self.fallbacks), "evidence": engine.PROXY}
+
+    def check(self) -> None:
+        """Raise EngineError naming the quantised convolutions that run in float."""
+        if self.convolutions:
+            names = ", ".join(self.convolutions[:3]) + (" ..." if len(self.convolutions) > 3 else "")
+            raise EngineError(
+                f"{len(self.convolutions)} quantised convolutions run in float in NVIDIA's builder",
+                names,
+                "ship the fp16 graph, and report the network with your versions",
+            )
+
+
+def built(model: onnx.ModelProto, path: Path, monitor: Monitor = SILENT) -> Built | None:
+    """`model`, which lies in `path`, through NVIDIA's parser and builder; None where tensorrt-rtx is not installed.
+
+    Raises EngineError with the parser's words when the graph is refused.
+    """
+    if engine.missing():
+        return None
+    found = engine.coverage(path, monitor=monitor)
+    wanted = quantised(model)
+    fallen = found.fallbacks(wanted)
+    return Built(
+        int8_share(model, found.precisions),
+        {**found.precisions, **{node: found.precision_of(node) for node in wanted}},
+        fallen,
+        tuple(node for node in fallen if wanted[node] in _CONVOLUTIONS),
+        found.counts,
+    )
+
+
+def fallbacks(path: Path, monitor: Monitor = SILENT) -> tuple[str, ...]:
+    """The quantised products of the graph at `path` that the builder runs in float; () without tensorrt-rtx."""
+    found = built(surgery.load(path), path, monitor)
+    return found.fallbacks if found else ()
+
+
+def quantised(model: onnx.ModelProto) -> dict[str, str]:
+    """Node -> operator of each product in `model` both of whose operands come out of a DequantizeLinear.
+
+    Read off the graph and not off the parser's network, which puts a reshape before the operand of a MatMul.
+    """
+    made_by = {name: node.op_type for node in model.graph.node for name in node.output}
+    return {
+        node.name: node.op_type
+        for node in model.graph.node
+        if node.op_type in PRODUCTS and all(made_by.get(name) == "DequantizeLinear" for name in node.input[:2])
+    }
 
 
 def int8_coverage(
@@ -17,14 +98,10 @@ def int8_coverage(
 ) -> tuple[float | None, dict[str, Any] | None]:
     """(share of MACs in INT8, what to record); (None, None) where TensorRT for RTX is not installed.
 
-    A quantised node that runs in float is warned of by name. Raises EngineError with the parser's words
-    when the graph is refused.
+    Raises EngineError when the graph is refused, or a quantised convolution runs in float.
     """
-    if engine.missing():
+    found = built(model, path, monitor)
+    if found is None:
         return None, None
-    found = engine.coverage(path, monitor=monitor)
-    share = int8_share(model, found.precisions)
-    fallen = list(found.fallbacks())
-    if fallen:
-        monitor.warn(f"{len(fallen)} quantised nodes run in float in NVIDIA's builder, first: {fallen[0]}")
-    return share, {"layers": found.counts, "fallbacks": fallen, "evidence": engine.PROXY}
+    found.check()
+    return found.int8_macs_share, found.record()
