@@ -28,11 +28,11 @@ Counts = npt.NDArray[np.int64]
 
 @dataclass
 class Histogram:
-    """Counts of |x|. `exponent` k: the bins cover [0, 2**k); `peak`: the largest |x|; `signed`: any x < 0."""
+    """Counts of |x|. `exponent` k: the bins cover [0, 2**k); `low`, `high`: the smallest and largest x, or 0."""
 
     exponent: int | None = None
-    peak: float = 0.0
-    signed: bool = False
+    low: float = 0.0
+    high: float = 0.0
     counts: Counts = field(default_factory=lambda: np.zeros(BINS, dtype=np.int64))
 
     def add(self, values: npt.NDArray[np.float32], name: str = "tensor") -> None:
@@ -43,8 +43,7 @@ class Histogram:
         peak = max(-low, high)
         if not np.isfinite(peak) or not np.isfinite(low):
             raise GraphError("NaN or inf inside the network on a calibration image", name, "check the checkpoint")
-        self.signed = self.signed or low < 0
-        self.peak = max(self.peak, peak)
+        self.low, self.high = min(self.low, low), max(self.high, high)
         if peak > 0:
             self._widen(max(int(np.frexp(peak)[1]), _SMALLEST_EXPONENT))
         if self.exponent is None:
@@ -61,6 +60,16 @@ class Histogram:
         self.exponent = exponent if self.exponent is None else self.exponent
 
     @property
+    def peak(self) -> float:
+        """The largest |x|."""
+        return max(-self.low, self.high)
+
+    @property
+    def signed(self) -> bool:
+        """Whether any x was below zero."""
+        return self.low < 0
+
+    @property
     def width(self) -> float:
         """Width of a bin."""
         return float(np.ldexp(1.0 / BINS, self.exponent or 0))
@@ -70,15 +79,15 @@ class Histogram:
         last = int(np.flatnonzero(self.counts)[-1]) + 1 if self.counts.any() else 0
         return {
             "exponent": self.exponent,
-            "peak": self.peak,
-            "signed": self.signed,
+            "low": self.low,
+            "high": self.high,
             "counts": self.counts[:last].tolist(),
         }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Histogram:
         """Read what `to_json` wrote."""
-        out = cls(data["exponent"], float(data["peak"]), bool(data["signed"]))
+        out = cls(data["exponent"], float(data["low"]), float(data["high"]))
         out.counts[: len(data["counts"])] = data["counts"]
         return out
 

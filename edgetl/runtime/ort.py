@@ -9,13 +9,14 @@ import contextlib
 import ctypes
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Optional, Tuple, Type, Union
+from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Mapping, Optional, Tuple, Type, Union
 
 import numpy as np
 
 from edgetl.errors import BackendError
 from edgetl.runtime.backend import as_logits, check_batch
-from edgetl.spec import TensorSpec
+from edgetl.runtime.metadata import metadata
+from edgetl.spec import Profile, TensorSpec
 
 try:
     import onnxruntime
@@ -46,7 +47,7 @@ def options(threads: int = 0, simulate: bool = True, optimise: bool = True) -> A
 
     `simulate` keeps a TensorRT-flavoured Q/DQ graph as it is written. onnxruntime's optimiser otherwise
     rewrites it for its own int8 kernels; with an FP16 rest it even breaks it (0.000 top-1 agreement on
-    mobilenet_v2). Graphs of profile `cpu` are written for those kernels and want simulate=False.
+    mobilenet_v2). Graphs of profile `cpu` are written for those kernels: see `simulated`.
     `threads`: 0 lets onnxruntime take one for each core.
     """
     out = onnxruntime.SessionOptions()
@@ -61,9 +62,18 @@ def options(threads: int = 0, simulate: bool = True, optimise: bool = True) -> A
     return out
 
 
+def simulated(facts: Mapping[str, str]) -> bool:
+    """Whether a graph with this metadata is run as it is written, or by onnxruntime's own int8 kernels.
+
+    Only a graph of profile `cpu` is written for those. The one place where this is decided.
+    """
+    return facts.get("profile") != str(Profile.CPU)
+
+
 class OrtBackend:
     """A graph on one execution provider; every node must run there. See Backend.
 
+    `simulate` None: as the graph's own metadata wants it (`simulated`).
     Raises BackendError: a provider that does not load, a graph that onnxruntime refuses, a node that
     would run elsewhere.
     """
@@ -76,18 +86,19 @@ class OrtBackend:
         graph: Union[str, Path],
         provider: str = CPU,
         threads: int = 0,
-        simulate: bool = True,
+        simulate: Optional[bool] = None,
         optimise: bool = True,
     ) -> None:
         self.provider = provider
         self.graph = Path(graph)
+        self.metadata: Dict[str, str] = metadata(self.graph)
+        simulate = simulated(self.metadata) if simulate is None else simulate
         session = _open(self.graph, provider, options(threads, simulate, optimise))
         placed = _placement(session)
         _check_placement(placed, provider, self.graph)
         self._session: Optional[Any] = session
         self.input = _input_spec(session, self.graph)
         self._output = str(session.get_outputs()[0].name)
-        self.metadata: Dict[str, str] = dict(session.get_modelmeta().custom_metadata_map)
         self.evidence = _evidence(provider, simulate, self.metadata, placed)
 
     def run(self, batch: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
@@ -108,6 +119,17 @@ class OrtBackend:
     def close(self) -> None:
         """Drop the session."""
         self._session = None
+
+
+def optimised(graph: Path, to: Path) -> None:
+    """Write what onnxruntime's CPU provider makes of `graph`, its int8 kernels in place and nodes still named.
+
+    Level "extended": the one after it changes layouts and drops names. Raises BackendError.
+    """
+    settings = options(threads=1, simulate=simulated(metadata(graph)))
+    settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    settings.optimized_model_filepath = str(to)
+    _open(graph, CPU, settings)
 
 
 def available_providers() -> List[str]:
@@ -153,8 +175,6 @@ def _has_driver() -> bool:
 
 
 def _open(graph: Path, provider: str, settings: Any) -> Any:
-    if not graph.is_file():
-        raise BackendError("no such graph", graph)
     if provider != CPU:
         if provider not in onnxruntime.get_available_providers() or not _has_driver():
             raise BackendError("onnxruntime cannot load this provider here", provider, "see `edgetl doctor`")
@@ -205,9 +225,9 @@ def _input_spec(session: Any, graph: Path) -> TensorSpec:
     return TensorSpec(str(first.name), _DTYPES[first.type], shape)
 
 
-def _evidence(provider: str, simulate: bool, metadata: Dict[str, str], placed: List[Tuple[str, str, str]]) -> str:
+def _evidence(provider: str, simulate: bool, facts: Dict[str, str], placed: List[Tuple[str, str, str]]) -> str:
     """TensorRT arithmetic (Q/DQ or FP16) run by another provider is simulated; all else is the host's own."""
-    lowered = metadata.get("precision", "fp32") != "fp32" or any(entry[1] in _QUANTISED for entry in placed)
+    lowered = facts.get("precision", "fp32") != "fp32" or any(entry[1] in _QUANTISED for entry in placed)
     if provider == TENSORRT:
         return "host-gpu"
     if provider == CUDA:

@@ -91,7 +91,7 @@ def test_no_graph_a_broken_graph_and_a_closed_session(tiny_graph: MakeGraph, tmp
         OrtBackend(tmp_path / "none.onnx")
     broken = tmp_path / "broken.onnx"
     broken.write_bytes(b"not a graph")
-    with pytest.raises(BackendError, match=r"refuses the graph.*broken\.onnx"):
+    with pytest.raises(BackendError, match=r"not an ONNX file.*broken\.onnx"):
         OrtBackend(broken)
     backend = OrtBackend(tiny_graph())
     backend.close()
