@@ -1,36 +1,45 @@
 """Running the fp32 source graph over the calibration images and counting what flows through it.
 
-The second door to onnxruntime (the first is runtime/ort). Memory is bounded by one small batch of
-activations, whatever the number of images.
+The second door to onnxruntime (the first is runtime/ort). Images go through one at a time: a kernel may
+round the last bit otherwise in another batch, so this alone makes the counts independent of batches and of
+the order of the images, to the bit. It costs under a millisecond an image, and bounds memory by one image's
+activations.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx
 import onnxruntime
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
-from edgetl.errors import GraphError
+from edgetl.errors import DataError, GraphError
 from edgetl.graph import surgery
 from edgetl.graph.ranges import Histogram
 from edgetl.images import to_batch
 from edgetl.runtime.ort import options
 
-_ACTIVATION_BYTES = 32 << 20  # held at once; more gains nothing on a CPU
+_CONTRAST = 8  # of 255: an image whose every channel spans less shows nothing (a lens cap, a blank page)
+_SAME = 1e-6  # of the largest logit: answers this near each other are one answer
 FP16_LIMIT = 65504 / 4  # a fourth of float16's largest number: room for images that calibration did not see
 
 
 @dataclass
 class Statistics:
-    """`histograms` of the tensors to be quantised, `peaks` (largest |x|) of every float tensor, `n` images."""
+    """What flowed through the network.
+
+    `histograms` of the tensors to be quantised, `peaks` (largest |x|) of every float tensor, over `n` images;
+    `half`: the histograms of the first `n_half` of them, to tell how far the ranges still move.
+    """
 
     histograms: dict[str, Histogram] = field(default_factory=dict)
     peaks: dict[str, float] = field(default_factory=dict)
     n: int = 0
+    half: dict[str, Histogram] = field(default_factory=dict)
+    n_half: int = 0
 
 
 class Calibration:
@@ -43,32 +52,45 @@ class Calibration:
         if missing:
             raise GraphError("tensors that cannot be watched during calibration", ", ".join(sorted(missing)[:3]))
         self._session = session(source, self._watched, threads)
-        self._batch = 1
+        self._answers = Answers()
+        self.blank = 0  # images without contrast
 
     def feed(self, images: Iterable[np.ndarray], on_images: Callable[[int], None] | None = None) -> None:
         """Count `images`, each uint8 (S, S, 3). Raises GraphError on NaN or inf inside the network."""
-        pending: list[np.ndarray] = []
         for image in images:
-            pending.append(image)
-            if len(pending) >= self._batch:
-                self._count(pending, on_images)
-                pending = []
-        if pending:
-            self._count(pending, on_images)
+            batch = to_batch(image[None], "float32")
+            values = dict(zip(self._watched, self._session.run(self._watched, {surgery.INPUT: batch}), strict=True))
+            values[surgery.INPUT] = batch
+            for name, value in values.items():
+                self._see(name, value)
+            self._answers.see(values.get(surgery.LOGITS))
+            self.blank += int(np.ptp(image, axis=(0, 1)).max() < _CONTRAST)
+            self.statistics.n += 1
+            if on_images:
+                on_images(self.statistics.n)
 
-    def _count(self, pending: list[np.ndarray], on_images: Callable[[int], None] | None) -> None:
-        batch = to_batch(np.stack(pending), "float32")
-        names = self._watched
-        values = dict(zip(names, self._session.run(names, {surgery.INPUT: batch}), strict=True))
-        values[surgery.INPUT] = batch
-        if self.statistics.n == 0:
-            one = sum(v.nbytes for v in values.values()) // len(batch)
-            self._batch = int(np.clip(_ACTIVATION_BYTES // max(one, 1), 1, 16))
-        for name, value in values.items():
-            self._see(name, value)
-        self.statistics.n += len(batch)
-        if on_images:
-            on_images(self.statistics.n)
+    def look(self) -> dict[str, Histogram]:
+        """The histograms so far, as copies."""
+        return {name: replace(h, counts=h.counts.copy()) for name, h in self.statistics.histograms.items()}
+
+    def check(self) -> None:
+        """Raise where what was seen can be no base for ranges: blank images, or a network that does not look at them.
+
+        DataError, GraphError.
+        """
+        n = self.statistics.n
+        if n and self.blank == n:
+            raise DataError(
+                "the calibration images show nothing: each is one plain colour",
+                f"{n} images",
+                "calibrate on photos of what the network will see, with --calib DATA",
+            )
+        if n > 1 and self._answers.constant:
+            raise GraphError(
+                "the network gives the same answer whatever it sees",
+                f"{n} calibration images",
+                "it was not trained, or its weights or Preprocess are broken; there is nothing to quantise",
+            )
 
     def _see(self, name: str, value: np.ndarray) -> None:
         histogram = self.statistics.histograms.get(name)
@@ -81,6 +103,24 @@ class Calibration:
             if not np.isfinite(peak):
                 raise GraphError("NaN or inf inside the network on a calibration image", name, "check the checkpoint")
         self.statistics.peaks[name] = max(self.statistics.peaks.get(name, 0.0), peak)
+
+
+@dataclass
+class Answers:
+    """Whether a network's logits differ between images; without logits nothing is known."""
+
+    first: np.ndarray | None = None
+    constant: bool = False
+
+    def see(self, logits: np.ndarray | None) -> None:
+        """`logits` (1, C) of the next image."""
+        if logits is None:
+            return
+        if self.first is None:
+            self.first, self.constant = logits, True
+        elif self.constant:
+            largest = float(np.abs(self.first).max())
+            self.constant = bool(np.abs(logits - self.first).max() <= _SAME * largest)
 
 
 def _float_tensors(source: onnx.ModelProto) -> list[str]:
@@ -112,12 +152,22 @@ def session(
 
 
 def overflowing(source: onnx.ModelProto, peaks: dict[str, float]) -> Iterator[str]:
-    """Names of the nodes that read or make a tensor whose calibration peak is above FP16_LIMIT.
+    """Names of the nodes that FP16 may turn to inf: those that read or make a tensor of a calibration peak above
+    FP16_LIMIT, or that read a constant beyond float16.
 
     onnxruntime's CPU kernels compute FP16 in wider registers and hide an overflow, so these are kept in
     FP32: range-checked, not simulated.
     """
     high = {name for name, peak in peaks.items() if peak > FP16_LIMIT}
+    high.update(tensor.name for tensor in source.graph.initializer if _beyond_float16(tensor))
     for node in source.graph.node:
         if high.intersection(node.output) or high.intersection(node.input):
             yield node.name
+
+
+def _beyond_float16(tensor: onnx.TensorProto) -> bool:
+    """Constants are known to the bit, so they need no room above them."""
+    if tensor.data_type != TensorProto.FLOAT:
+        return False
+    values = numpy_helper.to_array(tensor)
+    return bool(values.size and np.abs(values).max() > np.finfo(np.float16).max)

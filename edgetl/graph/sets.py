@@ -12,7 +12,9 @@ from edgetl.graph.options import ExportOptions
 from edgetl.images import Sample, draw_balanced
 from edgetl.images.of_bundle import open_data, read_unlabelled, without
 
-SEARCH_IMAGES = 128  # enough to rank methods by KL; each costs one simulated pass a method
+TEST_IMAGES = 512  # what the shipped graph's drop is shown on beside val; the bench takes all of them
+SEARCH_IMAGES = 256  # enough to rank methods and groups of layers by KL; each costs one simulated pass
+_NAMED = 5  # missing classes that a remark names
 
 
 @dataclass(frozen=True)
@@ -26,11 +28,15 @@ class ImageSet:
 
 @dataclass(frozen=True)
 class ImageSets:
-    """calibration: for ranges; search: to choose by; guard: for the verdict; remarks: what the user should know."""
+    """calibration: for ranges; search: to choose by; guard: for the verdict; test: a second look at what was judged.
+
+    remarks: what the user should know.
+    """
 
     calibration: ImageSet | None = None
     search: ImageSet | None = None
     guard: ImageSet | None = None
+    test: ImageSet | None = None
     remarks: tuple[str, ...] = field(default=())
 
 
@@ -40,23 +46,31 @@ def image_sets(bundle: Bundle, options: ExportOptions) -> ImageSets:
     Raises DataError, BundleError.
     """
     if not options.fp16 and not options.int8:
-        return ImageSets(calibration=_calibration(bundle, options) if options.calib else None)
-    calibration = _calibration(bundle, options)
-    remarks = _remarks(bundle, calibration)
+        return ImageSets(calibration=_drawn(bundle, options)[0] if options.calib else None)
+    drawn, pool = _drawn(bundle, options)
     if not options.int8:
-        return ImageSets(calibration, remarks=remarks)
-    guard = _guard(bundle, options, calibration)
-    calibration, search = _search(bundle, options, calibration)
-    return ImageSets(calibration, search, guard, remarks)
+        return ImageSets(drawn, remarks=_remarks(bundle, drawn))
+    guard = _guard(bundle, options, drawn)
+    test = _test(bundle, options, [*drawn.samples, *guard.samples])
+    judged = [*guard.samples, *(test.samples if test else ())]
+    calibration, search = _apart(drawn, without(pool, [*drawn.samples, *judged]), options.seed)
+    return ImageSets(calibration, search, guard, test, _remarks(bundle, calibration))
 
 
-def _calibration(bundle: Bundle, options: ExportOptions) -> ImageSet:
-    data, pool, name = open_data(bundle, "calibration", options.calib, "--calib")
+def _drawn(bundle: Bundle, options: ExportOptions) -> tuple[ImageSet, Sequence[Sample]]:
+    """(calibration set, the images it was drawn from): no content twice, classes in turns."""
+    limit = options.image_limit
     if options.calib:
-        pool = draw_balanced(pool, options.image_limit, options.seed)
-    if not pool:
+        data, pool, name = open_data(bundle, "calibration", options.calib, "--calib")
+        found = draw_balanced(pool, limit, options.seed)
+    else:
+        data, own, name = open_data(bundle, "calibration", option="--calib")
+        pool = list(data.split("train"))
+        # The bundle's own draw; a prefix of it is balanced too. It holds 512 at most, --calib-size may ask for more.
+        found = [*own[:limit], *draw_balanced(without(pool, own), limit - len(own), options.seed)]
+    if not found:
         raise DataError("no images to calibrate on", options.calib or bundle.path)
-    return ImageSet(data.root, pool[: options.image_limit], name)  # the bundle's draw: a prefix of it is balanced too
+    return ImageSet(data.root, found, name), pool
 
 
 def _remarks(bundle: Bundle, calibration: ImageSet) -> tuple[str, ...]:
@@ -64,36 +78,49 @@ def _remarks(bundle: Bundle, calibration: ImageSet) -> tuple[str, ...]:
     missing = [label for i, label in enumerate(bundle.labels) if i not in there]
     if not missing:
         return ()
-    return (f"the calibration set has no image of {len(missing)} of {len(bundle.labels)} classes: {missing[0]}, ...",)
+    named = ", ".join(missing[:_NAMED]) + (", ..." if len(missing) > _NAMED else "")
+    return (f"the calibration set has no image of {len(missing)} of {len(bundle.labels)} classes: {named}",)
 
 
-def _search(bundle: Bundle, options: ExportOptions, calibration: ImageSet) -> tuple[ImageSet, ImageSet]:
-    """(calibration, search): training images that were not drawn; where none are left, every fourth drawn one."""
-    data, pool, name = open_data(bundle, "calibration" if options.calib else "train", options.calib, "--calib")
-    rest = draw_balanced(without(pool, calibration.samples), SEARCH_IMAGES, options.seed)
-    if len(rest) >= min(SEARCH_IMAGES, len(calibration.samples) // 4):
-        return calibration, ImageSet(data.root, rest, name)
-    if len(calibration.samples) < 4:
-        raise DataError("too few images to calibrate on", len(calibration.samples), "give more with --calib DATA")
-    kept = [s for i, s in enumerate(calibration.samples) if i % 4 != 3]
-    held = [*rest, *(s for i, s in enumerate(calibration.samples) if i % 4 == 3)]
-    return (
-        ImageSet(calibration.root, kept, calibration.name),
-        ImageSet(data.root, held[:SEARCH_IMAGES], name),
-    )
+def _apart(drawn: ImageSet, others: Sequence[Sample], seed: int) -> tuple[ImageSet, ImageSet]:
+    """(calibration, search): search takes up to SEARCH_IMAGES of `others`, which nothing else uses.
+
+    Where too few are left the calibration set gives its last quarter: a draw's classes take turns, so what
+    stays is the smaller draw, and both are as balanced as the whole. Raises DataError.
+    """
+    rest = draw_balanced(others, SEARCH_IMAGES, seed)
+    quarter = len(drawn.samples) // 4
+    if rest and len(rest) >= min(SEARCH_IMAGES, quarter):
+        return drawn, ImageSet(drawn.root, rest, drawn.name)
+    if not quarter:
+        raise DataError("too few images to calibrate on", len(drawn.samples), "give more with --calib DATA")
+    kept, given = drawn.samples[:-quarter], drawn.samples[-quarter:]
+    held = [*draw_balanced(given, SEARCH_IMAGES, seed), *rest][:SEARCH_IMAGES]
+    return ImageSet(drawn.root, kept, drawn.name), ImageSet(drawn.root, held, drawn.name)
 
 
 def _guard(bundle: Bundle, options: ExportOptions, calibration: ImageSet) -> ImageSet:
     if options.guard == "agreement" and options.guard_data and _is_flat(Path(options.guard_data)):
-        root, found = read_unlabelled(options.guard_data)
-        return ImageSet(root, without(found, calibration.samples) or found, "all")
-    data, samples, name = open_data(bundle, "val", options.guard_data, "--guard-data")
+        root, samples = read_unlabelled(options.guard_data)
+        name = "all"
+    else:
+        data, samples, name = open_data(bundle, "val", options.guard_data, "--guard-data")
+        root = data.root
     apart = without(samples, calibration.samples)
     if not apart:
         raise InputError(
             "the guard's images are those of the calibration set", options.guard_data, "give others with --guard-data"
         )
-    return ImageSet(data.root, apart, name)
+    return ImageSet(root, apart, name)
+
+
+def _test(bundle: Bundle, options: ExportOptions, others: Sequence[Sample]) -> ImageSet | None:
+    """Up to TEST_IMAGES of the bundle's own test split, where it has one and the guard is on its own val split."""
+    if options.guard_data or not bundle.manifest["splits"].get("test", {}).get("n"):
+        return None
+    data, samples, name = open_data(bundle, "test", None, "--guard-data")
+    found = draw_balanced(without(samples, others), TEST_IMAGES, options.seed)
+    return ImageSet(data.root, found, name) if found else None
 
 
 def _is_flat(folder: Path) -> bool:

@@ -5,7 +5,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edgetl.errors import GraphError
+from edgetl.errors import DataError, GraphError
 from edgetl.graph.calibrate import FP16_LIMIT, Calibration, overflowing
 from edgetl.graph.macs import int8_share, macs
 
@@ -46,17 +46,58 @@ def test_the_input_and_every_tensor_are_counted_and_nothing_twice() -> None:
     assert not found.histograms["act"].signed
 
 
-@pytest.mark.parametrize("batch", [1, 2, 16])
-def test_ranges_do_not_depend_on_the_batch_size(batch: int) -> None:
-    one, other = (Calibration(network(), ["conv"], threads=1) for _ in range(2))
-    one.feed(IMAGES)
-    other.feed(IMAGES[:1])
-    other._batch = batch
-    other.feed(IMAGES[1:])
-    a, b = one.statistics.histograms["conv"], other.statistics.histograms["conv"]
-    assert a.peak == pytest.approx(b.peak, rel=1e-6)
-    # A kernel may round the last bit otherwise for another batch: a value at an edge changes its bin.
-    assert np.abs(a.counts - b.counts).sum() <= 8
+def counted(batches: list[np.ndarray]) -> dict[str, object]:
+    run = Calibration(network(), ["image", "conv", "act", "flat", "logits"], threads=1)
+    for batch in batches:
+        run.feed(batch)
+    found = run.statistics
+    return {"peaks": found.peaks, "n": found.n, **{name: h.to_json() for name, h in found.histograms.items()}}
+
+
+ALONE = counted([IMAGES])
+
+
+@pytest.mark.parametrize("batch", [1, 3, 16])
+def test_counts_do_not_depend_on_the_batch_size_to_the_bit(batch: int) -> None:
+    assert counted([IMAGES[i : i + batch] for i in range(0, len(IMAGES), batch)]) == ALONE
+
+
+def test_counts_do_not_depend_on_the_order_to_the_bit() -> None:
+    assert counted([np.random.default_rng(5).permutation(IMAGES)]) == ALONE
+
+
+def test_a_look_is_not_moved_by_what_comes_after() -> None:
+    run = Calibration(network(), ["act"], threads=1)
+    run.feed(IMAGES[:5])
+    before = run.look()["act"]
+    kept = before.to_json()
+    run.feed(IMAGES[5:])
+    assert before.to_json() == kept != run.look()["act"].to_json()
+
+
+def test_images_that_show_nothing_are_no_base_for_ranges() -> None:
+    run = Calibration(network(), ["act"], threads=1)
+    black = np.zeros((4, 8, 8, 3), dtype=np.uint8)
+    red = np.tile(np.array([250, 3, 3], np.uint8), (2, 8, 8, 1))
+    run.feed(black)
+    run.feed(red)
+    with pytest.raises(DataError, match=r"plain colour: 6 images; .*--calib"):
+        run.check()
+    run.feed(IMAGES[:1])
+    run.check()
+    assert run.blank == 6
+
+
+def test_a_network_that_does_not_look_is_told_of() -> None:
+    dead = network()
+    fc = next(t for t in dead.graph.initializer if t.name == "fc")
+    fc.CopyFrom(numpy_helper.from_array(np.zeros_like(numpy_helper.to_array(fc)), "fc"))
+    run = Calibration(dead, ["act"], threads=1)
+    run.feed(IMAGES[:1])
+    run.check()  # one image tells nothing
+    run.feed(IMAGES[1:3])
+    with pytest.raises(GraphError, match="same answer whatever it sees: 3 calibration images"):
+        run.check()
 
 
 def test_nan_inside_the_network_is_named() -> None:
@@ -79,6 +120,17 @@ def test_nodes_around_values_near_float16s_limit_are_named() -> None:
     assert run.statistics.peaks["conv"] > FP16_LIMIT
     assert list(overflowing(network(), run.statistics.peaks)) == ["conv", "relu", "flat", "fc"]
     assert list(overflowing(network(), {"conv": 10.0})) == []
+
+
+def test_a_weight_beyond_float16_keeps_its_node_in_float32() -> None:
+    heavy = network()
+    weight = numpy_helper.to_array(heavy.graph.initializer[0]).copy()
+    weight[0, 0, 0, 0] = -65504.0
+    heavy.graph.initializer[0].CopyFrom(numpy_helper.from_array(weight, "w"))
+    assert list(overflowing(heavy, {})) == []
+    weight[0, 0, 0, 0] = -65600.0
+    heavy.graph.initializer[0].CopyFrom(numpy_helper.from_array(weight, "w"))
+    assert list(overflowing(heavy, {})) == ["conv"]
 
 
 def test_macs_of_a_convolution_and_a_gemm_are_counted_by_hand() -> None:
