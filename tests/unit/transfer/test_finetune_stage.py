@@ -144,11 +144,13 @@ def test_resume_of_a_finished_run_prints_the_same_object(tmp_path: Path, folder:
 
 
 class Interrupting(Monitor):
+    """Ctrl-C at the first progress of `what`, by whole words: "val" is not "validate"."""
+
     def __init__(self, what: str) -> None:
         self.what = what
 
     def progress(self, what: str, done: int, total: int) -> None:
-        if what.startswith(self.what):
+        if f"{what} ".startswith(f"{self.what} "):
             raise KeyboardInterrupt
 
 
@@ -162,7 +164,10 @@ def test_killed_after_the_bundle_was_made_it_is_finished(tmp_path: Path, folder:
     assert not work_dir(tmp_path / "b").exists()
 
 
-@pytest.mark.parametrize("phase", ["decode", "features", "probe", "mirror", "epoch 1", "epoch 2", "val", "test"])
+PHASES = ("decode", "features", "probe", "mirror", "epoch 1", "validate", "epoch 2", "val", "test")
+
+
+@pytest.mark.parametrize("phase", PHASES)
 def test_interrupted_in_any_phase_it_resumes_to_the_same_bytes(
     tmp_path: Path, folder: Path, source: Path, phase: str
 ) -> None:
