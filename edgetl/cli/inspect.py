@@ -8,28 +8,71 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgetl.cli.console import JsonFlag, OutOption, session
+from edgetl.cli.layers import show as show_layers
+from edgetl.cli.layers import to_csv, xray_of
+from edgetl.errors import InputError
+from edgetl.spec import Profile
+from edgetl.target import parse_target
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-EXAMPLES = "Example:  edgetl inspect models/flowers        edgetl inspect models/flowers --json | jq .artifacts"
+EXAMPLES = (
+    "Examples:  edgetl inspect models/flowers        edgetl inspect models/flowers --json | jq .artifacts        "
+    "edgetl inspect models/flowers --layers --top 10"
+)
+
+ProfileOption = Annotated[Profile | None, typer.Option(help="With --layers: the int8 graph of this profile.")]
+TargetOption = Annotated[
+    str | None, typer.Option(help="With --layers: the int8 graph for this target (jetpack5, ...).", metavar="NAME")
+]
 
 
 def inspect(
     ctx: typer.Context,
     bundle: Annotated[Path, typer.Argument(help="The bundle folder.", metavar="BUNDLE")],
+    layers: Annotated[bool, typer.Option("--layers", help="The int8 graph layer by layer, the worst first.")] = False,
+    profile: ProfileOption = None,
+    target: TargetOption = None,
+    top: Annotated[int | None, typer.Option(help="With --layers: so many rows.", min=1, metavar="N")] = None,
+    csv: Annotated[Path | None, typer.Option(help="With --layers: write the rows here.", metavar="FILE")] = None,
     as_json: JsonFlag = False,
     out: OutOption = None,
 ) -> None:
     """Show a bundle: model, labels, preprocessing, data splits, training result, graphs and engines.
 
-    `--json` prints the manifest itself.
+    `--json` prints the manifest itself. `--layers` is the X-ray of the newest int8 graph: per layer its range,
+    what that clips, its quantisation noise, what the network regains if it stays in float, and what it runs in.
     """
     with session(ctx, as_json, out) as run:
-        from edgetl.bundle import Bundle
+        from edgetl.bundle import Bundle, atomic_write
 
-        opened = Bundle.open(bundle)
-        run.done(opened.manifest, show=lambda console: _show(console, opened.path, opened.manifest))
+        wish = {"--profile": profile, "--target": target, "--top": top, "--csv": csv}
+        if not layers:
+            _refuse(wish)
+            opened = Bundle.open(bundle)
+            run.done(opened.manifest, show=lambda console: _show(console, opened.path, opened.manifest))
+            return
+        result = xray_of(Bundle.open(bundle), _profile(profile, target), top)
+        if csv is not None:
+            atomic_write(csv, to_csv(result["layers"]).encode("utf-8"))
+        run.done(result, show=lambda console: show_layers(console, result))
+
+
+def _refuse(wish: dict[str, object]) -> None:
+    for option, value in wish.items():
+        if value is not None:
+            raise InputError(option + " speaks of the layers of an int8 graph", value, "say --layers too")
+
+
+def _profile(profile: Profile | None, target: str | None) -> str | None:
+    if target is None:
+        return None if profile is None else profile.value
+    named = parse_target(target).profile
+    if profile is not None and profile.value != named:
+        do = "give one of them"
+        raise InputError("--profile and --target name two graphs", f"{profile}, {target} ({named})", do)
+    return named
 
 
 def _show(console: Console, path: Path, manifest: dict[str, Any]) -> None:

@@ -28,6 +28,8 @@ from edgetl.graph.ranges import Histogram
 
 KIND = "layers"
 SCHEMA = 1
+SCHEMA_FILE = Path(__file__).with_name("layers.schema.json")
+EVIDENCE = "simulated"  # noise and effects are onnxruntime's arithmetic on a CPU
 FOR_ACCURACY = "accuracy"  # why a layer stays in float: the ladder took it out; nvidia.IN_FLOAT is the other reason
 
 
@@ -135,14 +137,30 @@ def clipped(histogram: Histogram, amax: float) -> float:
     return int(histogram.counts[first:].sum()) / total
 
 
-def artifact(rows: Sequence[LayerRow], graph: Path, facts: Mapping[str, Any], record: Mapping[str, Any]) -> NewArtifact:
+def artifact(
+    rows: Sequence[LayerRow],
+    graph: Path,
+    method: str,
+    calibration_n: int,
+    builder: str | None,
+    record: Mapping[str, Any],
+) -> NewArtifact:
     """`rows` written beside the finished file `graph`, ready to enter the bundle as layers-<sha12>.json.
 
-    `facts` go into the file (method, calibration_n, evidence, builder), `record` into the manifest beside
-    kind and made_from, the graph's sha256. The same rows give the same bytes. Raises DiskError.
+    `method`, `calibration_n`: what the ranges were read off; `builder`: who told the precisions (engine.PROXY),
+    None where nobody did; `record`: what the manifest says beside kind and made_from, the graph's sha256.
+    The same rows give the same bytes; their shape is layers.schema.json. Raises DiskError.
     """
     digest = sha256_file(graph)
-    body = {**facts, "schema": SCHEMA, "graph": digest, "layers": [row.to_json() for row in rows]}
+    body = {
+        "schema": SCHEMA,
+        "graph": digest,
+        "method": method,
+        "calibration_n": calibration_n,
+        "evidence": EVIDENCE,
+        "builder": builder,
+        "layers": [row.to_json() for row in rows],
+    }
     path = graph.with_name(f"{graph.stem}-layers.json")
     atomic_write(path, canonical_json(body))
     return NewArtifact(path, "layers-{sha12}.json", {**record, "kind": KIND, "made_from": digest})

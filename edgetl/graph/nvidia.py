@@ -7,7 +7,7 @@ IN_FLOAT; a convolution that falls back even then is an error with its name.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,19 @@ class Built:
             )
 
 
+@dataclass(frozen=True)
+class Settled:
+    """The graph that ships, in `path`; what the builder made of it, where it is installed; nodes left out."""
+
+    model: onnx.ModelProto
+    path: Path
+    built: Built | None
+    left_out: tuple[str, ...]
+
+
+Make = Callable[[tuple[str, ...]], tuple[onnx.ModelProto, Path]]
+
+
 def built(model: onnx.ModelProto, path: Path, monitor: Monitor = SILENT) -> Built | None:
     """`model`, which lies in `path`, through NVIDIA's parser and builder; None where tensorrt-rtx is not installed.
 
@@ -72,6 +85,24 @@ def built(model: onnx.ModelProto, path: Path, monitor: Monitor = SILENT) -> Buil
         tuple(node for node in fallen if wanted[node] in _CONVOLUTIONS),
         found.counts,
     )
+
+
+def settled(make: Make, monitor: Monitor = SILENT) -> Settled:
+    """The graph of `make(())`, made once more without the products that the builder runs in float (see the rule).
+
+    `make(left_out)`: writes the INT8 graph with no pairs into the nodes `left_out`. Raises EngineError where
+    a quantised convolution runs in float even then.
+    """
+    model, path = make(())
+    found = built(model, path, monitor)
+    left_out = found.fallbacks if found is not None else ()
+    if left_out:
+        monitor.warn(f"{len(left_out)} layers lose their Q/DQ pairs, first {left_out[0]}: {IN_FLOAT}")
+        model, path = make(left_out)
+        found = built(model, path, monitor)
+        assert found is not None  # it was there a moment ago
+        found.check()
+    return Settled(model, path, found, left_out)
 
 
 def fallbacks(path: Path, monitor: Monitor = SILENT) -> tuple[str, ...]:

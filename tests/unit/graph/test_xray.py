@@ -220,7 +220,7 @@ def test_the_artifact_is_the_same_bytes_twice_and_names_its_graph(tmp_path: Path
     graph = tmp_path / "int8.onnx"
     graph.write_bytes(b"a graph")
     found = rows(noises={"stem": LayerNoise("stem", SHIFT, float("nan"), 64)})
-    made = [layers.artifact(found, graph, {"method": "max"}, {"made_by": "export"}) for _ in range(2)]
+    made = [layers.artifact(found, graph, "max", 64, None, {"made_by": "export"}) for _ in range(2)]
     first = made[0].source.read_bytes()
     assert first == made[1].source.read_bytes()
     body = json.loads(first)

@@ -1,0 +1,186 @@
+"""The X-ray of an INT8 graph for people (a table) and for scripts (JSON, CSV). Reads what the export measured."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from edgetl.bundle import Bundle, read_json
+from edgetl.errors import BundleError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+Row = dict[str, Any]
+
+# The file's fields, in the order of a CSV's columns.
+COLUMNS = (
+    "node", "op", "group", "input", "kept_float", "amax", "scale", "peak", "clipped", "weight_scale_min",
+    "weight_scale_max", "sqnr_db", "sqnr_n", "kl_regained", "agreement_regained", "effect_n", "macs", "macs_share",
+    "precision",
+)  # fmt: skip
+_GRAPH = ("profile", "precision", "input", "file", "sha256", "bytes", "opset", "met", "int8_macs_share")
+_ABOUT = ("method", "calibration_n", "evidence", "builder")
+_WIDE = 100  # terminal columns from which operator and steps are shown too
+
+
+def xray_of(bundle: Bundle, profile: str | None = None, top: int | None = None) -> dict[str, Any]:
+    """{"layers": [...], "graph": {...}} of the newest int8 graph, `top` rows of it; of `profile` where one is given.
+
+    Raises BundleError: no int8 graph, no X-ray of it, or a damaged file.
+    """
+    graph = _newest(bundle, profile)
+    found = bundle.artifacts("layers", made_from=graph["sha256"])
+    if not found:
+        do = f"export it again: edgetl export {bundle.path} --int8"
+        raise BundleError("nothing is recorded of this int8 graph's layers", graph["file"], do)
+    body = read_json(bundle.file(found[-1]), "X-ray")
+    about = {key: graph.get(key) for key in _GRAPH} | {key: body[key] for key in _ABOUT}
+    rows = body["layers"]
+    counts = {"layers": len(rows), "measured": sum(row["effect_n"] is not None for row in rows)}
+    return {"layers": rows[:top], "graph": {**about, **counts}}
+
+
+def _newest(bundle: Bundle, profile: str | None) -> Row:
+    graphs = bundle.artifacts("graph", precision="int8")
+    wanted = [graph for graph in graphs if profile in (None, graph["profile"])]
+    if wanted:
+        return wanted[-1]
+    if graphs:
+        there = ", ".join(sorted({str(graph["profile"]) for graph in graphs}))
+        raise BundleError(f"the bundle has no int8 graph of profile {profile}", bundle.path, f"it has: {there}")
+    raise BundleError("the bundle has no int8 graph", bundle.path, f"make one: edgetl export {bundle.path} --int8")
+
+
+def to_csv(rows: Sequence[Row]) -> str:
+    """`rows` under a line of column names; an unmeasured figure is an empty cell."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def show(console: Console, result: dict[str, Any]) -> None:
+    """The rows as a table, and below it what each column says and how it was come by."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    rows, graph, wide = result["layers"], result["graph"], console.width >= _WIDE
+    share = graph["int8_macs_share"]
+    console.print(f"[bold]{graph['file']}[/]", highlight=False)
+    console.print(
+        f"{len(rows)} of {graph['layers']} layers, what matters most first"
+        + (f"; {share:.1%} of the multiply-accumulates run in INT8" if share is not None else ""),
+        highlight=False,
+    )
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
+    for title, right in _titles(wide):
+        table.add_column(title, justify="right" if right else "left", no_wrap=True)
+    names = shortened([row["node"] for row in rows], 44 if wide else 25)
+    for rank, (row, name) in enumerate(zip(rows, names, strict=True), start=1):
+        cells = [str(rank), name, *_cells(row, wide)]
+        table.add_row(*(Text(cell) for cell in cells), style="yellow" if row["kept_float"] else "")
+    console.print(table)
+    for line in _footer(rows, graph):
+        console.print(line, style="dim", highlight=False, markup=False)
+
+
+def _titles(wide: bool) -> list[tuple[str, bool]]:
+    """(column, whether it is aligned to the right)."""
+    steps = [("weight steps", True)] if wide else []
+    kind = [("op", False)] if wide else []
+    figures = ("range", "clip %", "SQNR", "KL", "agree", "MACs %")
+    return [("#", True), ("layer", False), *kind, *((f, True) for f in figures), *steps, ("runs in", False)]
+
+
+def _cells(row: Row, wide: bool) -> list[str]:
+    agreement = row["agreement_regained"]
+    figures = [
+        f"{row['amax']:.3g}",
+        _short(100 * row["clipped"]),
+        _or_dash(row["sqnr_db"], ".1f"),
+        _or_dash(row["kl_regained"], "+.4f"),
+        _or_dash(None if agreement is None else 100 * agreement, "+.1f"),
+        f"{100 * row['macs_share']:.1f}",
+    ]
+    runs = (row["precision"] or ("float" if row["kept_float"] else "?")) + ("*" if row["kept_float"] else "")
+    if not wide:
+        return [*figures, runs]
+    low, high = row["weight_scale_min"], row["weight_scale_max"]
+    return [row["op"], *figures, f"{low:.2g} .. {high:.2g}", runs]
+
+
+def _or_dash(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+def _short(percent: float) -> str:
+    """A percentage in at most six characters, so that none but a true zero shows as one."""
+    if percent == 0:
+        return "0"
+    return "<.001" if percent < 0.001 else f"{percent:.2g}"
+
+
+def _footer(rows: Sequence[Row], graph: Row) -> list[str]:
+    noise_n = max((row["sqnr_n"] or 0 for row in rows), default=0)
+    effect_n = max((row["effect_n"] or 0 for row in rows), default=0)
+    how = graph["evidence"]
+    lines = [
+        f"range: largest |input| kept; clip %: share of the input beyond it ({graph['method']}, "
+        f"{graph['calibration_n']} calibration images)",
+    ]
+    if noise_n:
+        lines.append(
+            "SQNR: signal to quantisation noise of the layer alone, dB; low is bad "
+            f"({how}, {noise_n} calibration images)"
+        )
+    regained = "KL, agree: what the network regains when the layer stays in float"
+    if effect_n:
+        lines.append(
+            f"{regained}, in nats and in points of top-1 agreement with fp32 ({how}, {effect_n} search images; "
+            f"{graph['measured']} of {graph['layers']} layers measured)"
+        )
+    else:
+        lines.append(regained + ("; not measured" if not graph["measured"] else "; measured on none of these"))
+    kept = Counter(row["kept_float"] for row in rows if row["kept_float"])
+    if kept:
+        lines.append("* left in float: " + "; ".join(f"{n} for {why}" for why, n in sorted(kept.items())))
+    lines.append("runs in: " + (graph["builder"] or "not known; tensorrt-rtx is not installed where it was exported"))
+    lines.append("Names are shortened; --json and --csv FILE have them whole, and the scales.")
+    return lines
+
+
+def shortened(names: Sequence[str], width: int) -> list[str]:
+    """`names` for people: without what all share and what a path says twice, cut in the middle to `width`.
+
+    "/backbone/features/features.3/features.3.0/conv/conv.0/Conv" -> "features.3.0/conv.0". Where two would
+    become the same, all stay as they are before the cut.
+    """
+    paths = [[part for part in name.split("/") if part] or [name] for name in names]
+    paths = [_without_echo(path) for path in paths]
+    while len(paths) > 1 and all(len(path) > 1 for path in paths) and len({path[0] for path in paths}) == 1:
+        paths = [path[1:] for path in paths]
+    for drop in (True, False):
+        kept = [path[:-1] if drop and len(path) > 1 else path for path in paths]
+        short = ["/".join(path) for path in kept]
+        if len(set(short)) == len(set(names)):
+            return [_cut(name, width) for name in short]
+    return [_cut(name, width) for name in names]
+
+
+def _without_echo(path: list[str]) -> list[str]:
+    """A path less each part that the next one begins with ("conv" before "conv.0")."""
+    pairs = zip(path, [*path[1:], ""], strict=True)
+    return [part for part, after in pairs if not after.startswith(part + ".")]
+
+
+def _cut(name: str, width: int) -> str:
+    if len(name) <= width:
+        return name
+    tail = (width - 1) * 2 // 3
+    return name[: width - 1 - tail] + "\N{HORIZONTAL ELLIPSIS}" + name[-tail:]
