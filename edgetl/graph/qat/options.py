@@ -1,0 +1,30 @@
+"""What quantisation-aware training may be told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edgetl.errors import InputError
+
+
+@dataclass(frozen=True)
+class QatOptions:
+    """`epochs` over the images at most, fewer where they would take longer than `minutes`.
+
+    `lr` is in ranges a step: a weight moves by at most about this share of the range of its channel.
+    `temperature` softens both sides of the distillation loss. `threads` 0: all cores.
+    """
+
+    epochs: int = 8
+    minutes: float = 5.0
+    lr: float = 3e-5
+    batch: int = 32
+    temperature: float = 2.0
+    seed: int = 0
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "minutes", "lr", "batch", "temperature"):
+            value = getattr(self, name)
+            if not 0 < value < float("inf"):
+                raise InputError(f"the {name} of quantisation-aware training must be above 0", value)
