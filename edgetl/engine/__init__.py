@@ -1,7 +1,7 @@
 """Graph -> TensorRT engine on this machine, and the proof of what precision its layers run in."""
 
 from edgetl.engine.build import BuildOptions, build
-from edgetl.engine.coverage import PROXY, coverage, missing
+from edgetl.engine.coverage import PROXY, check_parses, coverage, missing
 from edgetl.engine.layers import Coverage, Layer, Source
 from edgetl.engine.survey import Finding, failed, survey
 from edgetl.engine.toolkit import Toolkit, line_for, load
@@ -18,6 +18,7 @@ __all__ = [
     "Source",
     "Toolkit",
     "build",
+    "check_parses",
     "coverage",
     "failed",
     "line_for",

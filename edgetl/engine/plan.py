@@ -79,12 +79,15 @@ def parse(trt: Any, network: Any, graph: bytes, logger: Any, log: Log) -> None:
 
 
 def _parser_error(error: Any) -> str:
-    """One parser error, its node first: by name where the binding tells it, by number on 8.x."""
+    """One parser error, its node first: by operator and name where the binding tells them, by number on 8.x."""
     name = error.node_name() if hasattr(error, "node_name") else ""
+    operator = error.node_operator() if hasattr(error, "node_operator") else ""
     said = " ".join(str(error.desc()).split())
+    if said == "false":  # how the parser says that it has no such operator
+        said = "an operator that this TensorRT does not know"
     if not name and error.node() < 0:
         return said  # the file as a whole, not one of its nodes
-    return "node %s: %s" % (repr(name) if name else "number %d" % error.node(), said)
+    return "%s: %s" % (" ".join(filter(None, [operator, repr(name)])) if name else "node %d" % error.node(), said)
 
 
 def _configure(tools: Toolkit, builder: Any, network: Any, precision: str, options: PlanOptions) -> Any:

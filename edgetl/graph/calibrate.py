@@ -52,7 +52,8 @@ class Calibration:
         if missing:
             raise GraphError("tensors that cannot be watched during calibration", ", ".join(sorted(missing)[:3]))
         self._session = session(source, self._watched, threads)
-        self._answers = Answers()
+        self._first: np.ndarray | None = None  # the first image's logits (1, C)
+        self._differs = False
         self.blank = 0  # images without contrast
 
     def feed(self, images: Iterable[np.ndarray], on_images: Callable[[int], None] | None = None) -> None:
@@ -63,7 +64,7 @@ class Calibration:
             values[surgery.INPUT] = batch
             for name, value in values.items():
                 self._see(name, value)
-            self._answers.see(values.get(surgery.LOGITS))
+            self._compare(values.get(surgery.LOGITS))
             self.blank += int(np.ptp(image, axis=(0, 1)).max() < _CONTRAST)
             self.statistics.n += 1
             if on_images:
@@ -85,12 +86,19 @@ class Calibration:
                 f"{n} images",
                 "calibrate on photos of what the network will see, with --calib DATA",
             )
-        if n > 1 and self._answers.constant:
+        if n > 1 and self._first is not None and not self._differs:
             raise GraphError(
                 "the network gives the same answer whatever it sees",
                 f"{n} calibration images",
                 "it was not trained, or its weights or Preprocess are broken; there is nothing to quantise",
             )
+
+    def _compare(self, logits: np.ndarray | None) -> None:
+        if logits is None or self._differs:
+            return
+        if self._first is None:
+            self._first = logits
+        self._differs = logits is not self._first and not is_constant(np.concatenate([self._first, logits]))
 
     def _see(self, name: str, value: np.ndarray) -> None:
         histogram = self.statistics.histograms.get(name)
@@ -105,22 +113,10 @@ class Calibration:
         self.statistics.peaks[name] = max(self.statistics.peaks.get(name, 0.0), peak)
 
 
-@dataclass
-class Answers:
-    """Whether a network's logits differ between images; without logits nothing is known."""
-
-    first: np.ndarray | None = None
-    constant: bool = False
-
-    def see(self, logits: np.ndarray | None) -> None:
-        """`logits` (1, C) of the next image."""
-        if logits is None:
-            return
-        if self.first is None:
-            self.first, self.constant = logits, True
-        elif self.constant:
-            largest = float(np.abs(self.first).max())
-            self.constant = bool(np.abs(logits - self.first).max() <= _SAME * largest)
+def is_constant(logits: np.ndarray) -> bool:
+    """Whether all rows of `logits` (n, C) are one answer, n > 1."""
+    first = logits[:1]
+    return len(logits) > 1 and bool(np.abs(logits - first).max() <= _SAME * np.abs(first).max())
 
 
 def _float_tensors(source: onnx.ModelProto) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any
 import onnx
 
 from edgetl.bundle import Bundle
-from edgetl.errors import BundleError
+from edgetl.errors import BundleError, GraphError
 from edgetl.graph import surgery
 from edgetl.graph.export import check_profile, source_graph
 from edgetl.runtime import Backend
@@ -40,9 +40,14 @@ def source_of(bundle: Bundle, scratch: Path, profile: Profile) -> onnx.ModelProt
     """The float32 NCHW 0-255 source graph, whatever the bundle was made from. Raises GraphError, BackboneError."""
     record = origin(bundle)
     if record["kind"] == ADOPTED:
-        return surgery.anonymous(surgery.load(bundle.file(record)))
-    check_profile(bundle, profile)
-    return source_graph(bundle, scratch)
+        source = surgery.anonymous(surgery.load(bundle.file(record)))
+    else:
+        check_profile(bundle, profile)
+        source = source_graph(bundle, scratch)
+    broken = surgery.broken_weight(source)
+    if broken is not None:
+        raise GraphError("a weight holds NaN or inf", f"{broken} of {record['file']}", "train or adopt the model again")
+    return source
 
 
 def based_on(source: onnx.ModelProto, profile: Profile) -> onnx.ModelProto:

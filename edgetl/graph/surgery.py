@@ -136,6 +136,23 @@ def _free(name: str, taken: set[str]) -> str:
     return candidate
 
 
+_WEIGHTED = frozenset(("Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization"))
+
+
+def broken_weight(model: onnx.ModelProto) -> str | None:
+    """The first constant that holds NaN, or the first weight of a product that holds inf; None where all is well.
+
+    An inf elsewhere may be meant: attention masks hold it.
+    """
+    weights = {name for node in model.graph.node if node.op_type in _WEIGHTED for name in node.input}
+    held = [a.t for n in model.graph.node if n.op_type == "Constant" for a in n.attribute if a.name == "value"]
+    for tensor in (*model.graph.initializer, *held):
+        values = numpy_helper.to_array(tensor)
+        if values.dtype.kind == "f" and (np.isnan(values).any() or (tensor.name in weights and np.isinf(values).any())):
+            return tensor.name or "a constant"
+    return None
+
+
 def raised(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
     """`model` at `opset` or above, through ONNX's own converter (which is sound upwards). Raises GraphError."""
     if opset_of(model) >= opset:

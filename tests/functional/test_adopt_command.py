@@ -121,6 +121,39 @@ def quantised() -> onnx.ModelProto:
     return model
 
 
+def quantised_by_pairs() -> onnx.ModelProto:
+    """As TensorRT's tools write it, its nodes without names."""
+    model = foreign()
+    constants = {"scale": np.float32(0.1), "zero": np.int8(0)}
+    model.graph.initializer.extend(numpy_helper.from_array(np.asarray(v), k) for k, v in constants.items())
+    model.graph.node.insert(0, helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["x_q"]))
+    model.graph.node.insert(1, helper.make_node("DequantizeLinear", ["x_q", "scale", "zero"], ["x_dq"]))
+    model.graph.node[2].input[0] = "x_dq"
+    return model
+
+
+def with_weight(name: str, value: float, where: int | slice = 0) -> onnx.ModelProto:
+    """The classifier with one element (or all) of a weight replaced."""
+    model = foreign()
+    tensor = next(t for t in model.graph.initializer if t.name == name)
+    values = numpy_helper.to_array(tensor).copy()
+    values.reshape(-1)[where] = value
+    tensor.CopyFrom(numpy_helper.from_array(values, name))
+    return model
+
+
+def constant_weight(value: float) -> onnx.ModelProto:
+    """NaN in a Constant node, as some exporters write weights."""
+    model = foreign()
+    tensor = next(t for t in model.graph.initializer if t.name == "w1")
+    values = numpy_helper.to_array(tensor).copy()
+    values[3, 1, 0, 0] = value
+    model.graph.initializer.remove(tensor)
+    node = helper.make_node("Constant", [], ["w1"], name="held", value=numpy_helper.from_array(values, "w1"))
+    model.graph.node.insert(0, node)
+    return model
+
+
 def two_inputs() -> onnx.ModelProto:
     model = foreign()
     model.graph.input.append(helper.make_tensor_value_info("mask", TensorProto.FLOAT, ["n", 1]))
@@ -167,7 +200,13 @@ def baked_batch() -> onnx.ModelProto:
     ("model", "message"),
     [
         (b"this is no model" * 9, "not an ONNX file"),
-        (quantised(), "quantised already"),
+        (quantised(), "quantised already: QLinearConv conv0 in"),
+        (quantised_by_pairs(), "quantised already: QuantizeLinear x_q in"),
+        (with_weight("w1", np.nan), "a weight holds NaN or inf: w1 in"),
+        (with_weight("fc", -np.inf), "a weight holds NaN or inf: fc in"),
+        (constant_weight(np.nan), "a weight holds NaN or inf: w1 in"),
+        (with_weight("w1", 3e38, slice(None)), "gives NaN or inf: on noise, black or white"),
+        (with_weight("fc", 0.0, slice(None)), "the same answer whatever it sees"),
         (two_inputs(), "one input and one output"),
         (channels_last(), "channels first"),
         (half(), "adopt the fp32 model"),
@@ -175,7 +214,22 @@ def baked_batch() -> onnx.ModelProto:
         (foreign(classes=4), "3 labels"),
         (baked_batch(), "dynamic batch"),
     ],
-    ids=["bytes", "quantised", "inputs", "nhwc", "half", "custom", "classes", "batch"],
+    ids=[
+        "bytes",
+        "quantised",
+        "pairs",
+        "nan",
+        "inf",
+        "held",
+        "overflow",
+        "constant",
+        "inputs",
+        "nhwc",
+        "half",
+        "custom",
+        "classes",
+        "batch",
+    ],
 )
 def test_a_graph_that_does_not_fit_is_one_line(adopt: Adopt, tmp_path: Path, model: Any, message: str) -> None:
     result = adopt(model)
