@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from edgetl import engine
 from edgetl.errors import EngineError
-from edgetl.graph import nvidia, surgery
+from edgetl.graph import nvidia, qdq, surgery
+from edgetl.graph.groups import without
+from edgetl.graph.placement import Placement
 from edgetl.monitor import Monitor
 
 MakeGraph = Callable[..., Path]
@@ -124,3 +127,41 @@ def test_the_parsers_refusal_passes_through(tmp_path: Path) -> None:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
     with pytest.raises(EngineError, match="'/attn'"):
         nvidia.built(model, surgery.save(model, tmp_path / "bad.onnx"))
+
+
+def upsampler() -> onnx.ModelProto:
+    """image -> Conv -> Relu -> ConvTranspose -> pool -> logits: NVIDIA's builder has no INT8 kernel for the latter."""
+    rng = np.random.default_rng(0)
+    nodes = [
+        helper.make_node("Conv", ["image", "conv_w"], ["conv_out"], name="conv"),
+        helper.make_node("Relu", ["conv_out"], ["relu_out"], name="relu"),
+        helper.make_node("ConvTranspose", ["relu_out", "up_w"], ["up_out"], name="up", strides=[2, 2]),
+        helper.make_node("GlobalAveragePool", ["up_out"], ["pooled"], name="pool"),
+        helper.make_node("Flatten", ["pooled"], ["logits"], name="flat"),
+    ]
+    weights = {"conv_w": (8, 3, 3, 3), "up_w": (8, 4, 2, 2)}
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["b", 3, 8, 8])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["b", 4])],
+        [numpy_helper.from_array(rng.normal(size=shape).astype(np.float32), name) for name, shape in weights.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
+
+
+@pytest.mark.rtx
+@rtx
+def test_a_transposed_convolution_ships_in_float(tmp_path: Path) -> None:
+    source = upsampler()
+    placement = Placement({"image": (("conv", 0),), "relu_out": (("up", 0),)}, {("conv", 1): 0, ("up", 1): 1}, ())
+
+    def make(left_out: tuple[str, ...]) -> tuple[onnx.ModelProto, Path]:
+        model = qdq.inserted(source, without(placement, left_out), {"image": 3.0, "relu_out": 9.0})
+        return model, surgery.save(model, tmp_path / "int8.onnx")
+
+    found = nvidia.settled(make)
+    assert found.left_out == ("up",) and nvidia.quantised(found.model) == {"conv": "Conv"}
+    assert found.built is not None and found.built.precisions == {"conv": "int8", "up": "fp32"}
+    # Multiply-accumulates: conv 6*6*8*27 = 7776; up 8*6*6 inputs times 4*2*2 = 4608.
+    assert found.built.int8_macs_share == 7776 / (7776 + 4608)
