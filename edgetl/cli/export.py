@@ -99,6 +99,9 @@ def export(
     as not meeting its contract.
     """
     with session(ctx, as_json, out) as run:
+        from edgetl import bundle as bundles
+
+        bundles.Bundle.open(bundle)  # a wrong path is heard of before torch is imported (5 s)
         from edgetl.graph import ExportOptions
         from edgetl.graph import export as export_graphs
 

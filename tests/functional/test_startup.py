@@ -58,6 +58,30 @@ def test_help_loads_nothing_heavy(command):
     assert "usage" in done.stdout.lower()
 
 
+ON_A_BUNDLE = {"export": (), "build": ("--precision", "int8"), "bench": (), "classify": ("x.jpg",)}
+ON_A_BUNDLE |= {"inspect": (), "verify": ()}
+
+
+@pytest.mark.parametrize("command", ON_A_BUNDLE)
+def test_a_wrong_bundle_path_is_told_before_anything_heavy_is_loaded(command, tmp_path):
+    done = run(
+        """
+        import json, sys
+        sys.argv[0] = "edgetl"
+        from edgetl.cli.app import main
+        try:
+            main()
+        except SystemExit as end:
+            assert end.code == 1, end.code
+        print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules})))
+        """,
+        *(command, str(tmp_path / "nowhere"), *ON_A_BUNDLE[command]),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "error: no such bundle" in done.stderr
+    assert not set(json.loads(done.stdout)) & set(HEAVY) - {"numpy", "PIL"}
+
+
 def test_the_device_side_imports_with_numpy_and_pillow_alone():
     done = run(
         """
