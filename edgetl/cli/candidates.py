@@ -89,11 +89,10 @@ def newest_graphs(bundle: Bundle, profile: str | None, precisions: Sequence[str]
 
 
 def open_graph(bundle: Bundle, record: Record, threads: int = 0, provider: str = _CPU) -> Callable[[], Backend]:
-    """How to open a recorded graph with onnxruntime; only those written for TensorRT are simulated."""
+    """How to open a recorded graph with onnxruntime."""
     from edgetl.runtime.ort import OrtBackend
 
-    simulate = record.get("profile") in ("trt8", "trt10")
-    return partial(OrtBackend, bundle.file(record), provider=provider, threads=threads, simulate=simulate)
+    return partial(OrtBackend, bundle.file(record), provider=provider, threads=threads)
 
 
 def open_checkpoint(bundle: Bundle, threads: int = 0, device: str = "cpu") -> Callable[[], Backend]:

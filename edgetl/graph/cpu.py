@@ -22,8 +22,6 @@ from edgetl.graph.nvidia import quantised
 from edgetl.graph.placement import Placement, Use
 from edgetl.runtime.ort import optimised
 
-_PRODUCTS = frozenset(("Conv", "Gemm", "MatMul"))
-_FLOAT_OUTPUT = frozenset(("Gemm", "MatMul"))  # their int8 kernels can give float32
 # Nodes with an int8 kernel of their own. HardSigmoid has none, but between two pairs it costs one pass over its
 # tensor, and without them the Mul after it and both its convolutions would be float too.
 _FOLLOWERS = frozenset(
@@ -62,6 +60,11 @@ def cpu_placement(source: onnx.ModelProto, placement: Placement) -> Placement:
         constants,
         tuple(sorted(tuple(sorted(group)) for group in groups)),
     )
+
+
+def counted(source: onnx.ModelProto, placement: Placement) -> list[str]:
+    """The tensors that a calibration counts so that it serves every profile: TensorRT's and onnxruntime's."""
+    return list(dict.fromkeys([*placement.activations, *cpu_placement(source, placement).activations]))
 
 
 def _join(groups: list[set[str]], tensors: set[str]) -> None:
@@ -107,6 +110,7 @@ class _Graph:
         self._constants = {tensor.name: tensor for tensor in source.graph.initializer}
         self._floats = {v.name for v in values if v.type.tensor_type.elem_type == onnx.TensorProto.FLOAT}
         self._floats -= set(self._constants)
+        self._ranks = {v.name: len(v.type.tensor_type.shape.dim) for v in values}
         self._readers: dict[str, list[tuple[onnx.NodeProto, int]]] = {}
         for node in source.graph.node:
             for index, name in enumerate(node.input):
@@ -170,10 +174,15 @@ class _Graph:
         return {out, *(name for name in self.operands(concat) if self._clamps.get(name) == kind)}
 
     def multiplies(self, node: onnx.NodeProto) -> bool:
-        """Whether `node` has an int8 kernel that multiplies. That of Conv cannot give float32, which logits are."""
-        if node.op_type not in _PRODUCTS:
-            return False
-        return node.op_type in _FLOAT_OUTPUT or self.result(node) not in self.ends
+        """Whether `node` has an int8 kernel that multiplies.
+
+        That of Conv cannot give float32, which logits are. A MatMul of matrices with an Add after it becomes a
+        Gemm with a float bias in onnxruntime before it looks for Q/DQ, and that Gemm has none.
+        """
+        if node.op_type == "MatMul":
+            added = any(reader.op_type == "Add" for reader, _ in self._readers.get(node.output[0], ()))
+            return not (added and self._ranks.get(node.input[0]) == 2)
+        return node.op_type == "Gemm" or (node.op_type == "Conv" and self.result(node) not in self.ends)
 
     def quantised_result(self, node: onnx.NodeProto) -> list[str]:
         """The result, but for logits, and for a MatMul: in a transformer what follows computes in float anyway."""
