@@ -24,7 +24,9 @@ from edgetl.graph.pixels import Pixels
 from edgetl.images import to_batch
 from edgetl.monitor import SILENT, Monitor
 
-ALPHA = 0.5  # SmoothQuant's: how much of the difficulty moves from the activations into the weights
+ALPHA = (
+    0.75  # how much of the difficulty moves into the weights, whose rows have scales of their own; tried: docs/log.md
+)
 _NARROWEST = 1e-5  # of the widest channel: narrower ones are not widened further
 
 Floats = npt.NDArray[np.float64]

@@ -133,13 +133,13 @@ def _reduce(model: onnx.ModelProto, node: onnx.NodeProto, weight: tuple[int, ...
     off = f"{name}_off"
     model.graph.node.append(helper.make_node("Sub", [y, name + _TWIN], [off], name=off))
     if node.op_type in ("Conv", "ConvTranspose"):
-        _mean(model, off, [0, 0, -1], 2, name + "_shift")
+        append_mean(model, off, [0, 0, -1], [2], name + "_shift")
     else:
-        _mean(model, off, [0, -1, _columns(node, weight) if weight else 1], 1, name + "_shift")
+        append_mean(model, off, [0, -1, _columns(node, weight) if weight else 1], [1], name + "_shift")
     for tensor, to in ((off, "_noise"), (y, "_signal")):
         square = f"{name}{to}_square"
         model.graph.node.append(helper.make_node("Mul", [tensor, tensor], [square], name=square))
-        _mean(model, square, [0, -1], 1, name + to)
+        append_mean(model, square, [0, -1], [1], name + to)
 
 
 def _columns(node: onnx.NodeProto, weight: tuple[int, ...]) -> int:
@@ -148,63 +148,13 @@ def _columns(node: onnx.NodeProto, weight: tuple[int, ...]) -> int:
     return weight[0] if transposed else weight[-1]
 
 
-def _mean(model: onnx.ModelProto, tensor: str, shape: list[int], axis: int, to: str) -> None:
-    """Append `to`: the mean of `tensor` over `axis`, once it has been reshaped to `shape`."""
+def append_mean(model: onnx.ModelProto, tensor: str, shape: list[int], axes: list[int], to: str) -> None:
+    """Append `to`: the mean of `tensor` over `axes`, once it has been reshaped to `shape`."""
     flat, graph = f"{to}_flat", model.graph
     graph.initializer.append(numpy_helper.from_array(np.array(shape, dtype=np.int64), f"{to}_shape"))
     graph.node.append(helper.make_node("Reshape", [tensor, f"{to}_shape"], [flat], name=flat))
     if surgery.opset_of(model) < 18:
-        graph.node.append(helper.make_node("ReduceMean", [flat], [to], name=to, axes=[axis], keepdims=0))
+        graph.node.append(helper.make_node("ReduceMean", [flat], [to], name=to, axes=axes, keepdims=0))
         return
-    graph.initializer.append(numpy_helper.from_array(np.array([axis], dtype=np.int64), f"{to}_axis"))
-    graph.node.append(helper.make_node("ReduceMean", [flat, f"{to}_axis"], [to], name=to, keepdims=0))
-
-
-def corrected(source: onnx.ModelProto, noises: Mapping[str, LayerNoise]) -> onnx.ModelProto:
-    """`source` with each product's bias moved by its `shift`, so that INT8 leaves the mean of every channel alone.
-
-    Bias correction (Nagel et al. 2019, section 4.2) from data in place of the BatchNorm statistics. A Conv,
-    ConvTranspose or Gemm without a bias gets one; a MatMul wants an Add of a constant after it, and is left
-    as it is where there is none. The result is no longer `source`'s function in fp32: it is meant for Q/DQ.
-    """
-    out = surgery.unshared(source)
-    constants = {tensor.name: tensor for tensor in out.graph.initializer}
-    for node in list(out.graph.node):
-        found = noises.get(node.name)
-        if found is None or not found.shift.size:
-            continue
-        if node.op_type == "MatMul":
-            bias = _added_constant(out.graph, node, constants)
-            if bias is not None:
-                _add_to(constants[bias], found.shift)
-        elif len(node.input) > 2 and node.input[2] in constants:
-            _add_to(constants[node.input[2]], found.shift / _beta(node))
-        else:
-            _give_bias(out.graph, node, found.shift / _beta(node))
-    return out
-
-
-def _beta(node: onnx.NodeProto) -> float:
-    return next((float(a.f) for a in node.attribute if a.name == "beta"), 1.0)
-
-
-def _give_bias(graph: onnx.GraphProto, node: onnx.NodeProto, values: Floats) -> None:
-    if len(node.input) > 2 and node.input[2]:
-        raise GraphError("a bias that is computed inside the graph", node.name, "export it as a constant")
-    name = f"{node.name}_bias"
-    graph.initializer.append(numpy_helper.from_array(values.astype(np.float32), name))
-    node.input[:] = [*node.input[:2], name]
-
-
-def _add_to(tensor: onnx.TensorProto, values: Floats) -> None:
-    """Add `values` (C,) along the last axis, where a bias of C numbers or of one is broadcast."""
-    moved = numpy_helper.to_array(tensor).astype(np.float64) + values
-    tensor.CopyFrom(numpy_helper.from_array(moved.astype(np.float32), tensor.name))
-
-
-def _added_constant(graph: onnx.GraphProto, node: onnx.NodeProto, constants: Mapping[str, object]) -> str | None:
-    """The constant that the only reader of `node` adds to its output."""
-    readers = [other for other in graph.node if node.output[0] in other.input]
-    if len(readers) != 1 or readers[0].op_type != "Add":
-        return None
-    return next((name for name in readers[0].input if name in constants), None)
+    graph.initializer.append(numpy_helper.from_array(np.array(axes, dtype=np.int64), f"{to}_axes"))
+    graph.node.append(helper.make_node("ReduceMean", [flat, f"{to}_axes"], [to], name=to, keepdims=0))
