@@ -28,6 +28,9 @@ PRECISIONS = ("int8", "fp16", "fp32")
 _COMPUTE_KIND = re.compile(r"correlation|gemm|fusion|conv|matrix", re.I)
 # A small convolution generated into a pointwise kernel, whose name lists its steps: round, cast to int8, convolve.
 _INSIDE_KERNEL = re.compile(r"RounCastCorr")
+_ATTENTION = re.compile(
+    r"^_gemm_mha"
+)  # a fused attention kernel: its operands are activations, its constants a bias at most
 
 
 @dataclass(frozen=True)
@@ -123,9 +126,12 @@ def precision_of(inputs: Sequence[str], constants: Sequence[str], name: str = ""
 
     INT8 takes an INT8 activation and, where there are weights, INT8 ones: a layer that reads INT8 and
     widens it to multiply by Half weights fell back. Else the widest float among the activations decides.
-    A kernel that quantises its float input itself says so in its name and holds INT8 weights.
+    A kernel that quantises its float input itself says so in its name and holds INT8 weights; one of fused
+    attention multiplies INT8 queries, keys and values.
     """
     if "int8" in constants and _INSIDE_KERNEL.search(name):
+        return "int8"
+    if _ATTENTION.search(name) and set(inputs) == {"int8"}:
         return "int8"
     for narrow in ("int8", "fp8"):
         if narrow in inputs and (narrow in constants or not any(constants)):

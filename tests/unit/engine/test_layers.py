@@ -189,6 +189,16 @@ def test_a_convolution_inside_a_pointwise_kernel_is_read_off_its_name() -> None:
     assert found.fallbacks() == ("/fc3", "/fc4")
 
 
+def test_fused_attention_multiplies_what_it_reads() -> None:
+    # swin_t as TensorRT for RTX 1.7 builds it: the constant is the relative position bias.
+    block = log_block(
+        log_line("_gemm_mha_v2_myl0_8", "kgen", ["Int8", "Int8", "Int8"], ["Half"], ["/attn/MatMul_1"]),
+        log_line("_gemm_mha_v2_myl0_9", "kgen", ["Int8", "Half", "Half"], ["Half"], ["/attn/MatMul_2"]),
+        log_line("/mha/fc", "gemm", ["Int8", "Int8"], ["Half"], ["/mha/fc"]),
+    )
+    assert [layer.precision for layer in from_build_log(block)] == ["int8", "fp16", "fp16"]
+
+
 def test_two_nodes_fused_into_one_layer_count_once_and_a_lost_node_is_a_fallback() -> None:
     layers = (Layer("both", ("a", "b"), "correlation", ("int8",), "int8"),)
     found = Coverage(layers, (Source("a", True), Source("b", True), Source("gone", True)))
