@@ -51,6 +51,14 @@ class GuardKind(StrEnum):
     AGREEMENT = "agreement"
 
 
+class RescueKind(StrEnum):
+    """How far the search for an INT8 graph that keeps the contract may go."""
+
+    NONE = "none"
+    EXCLUDE = "exclude"
+    QAT = "qat"
+
+
 Bundle = Annotated[Path, typer.Argument(help="The bundle folder.", metavar="BUNDLE")]
 Calib = Annotated[
     str | None, typer.Option(help="Images to calibrate on. Default: the bundle's calibration set.", metavar="DATA")
@@ -62,6 +70,10 @@ MaxClassDrop = Annotated[float | None, typer.Option(help="The same for the worst
 Confident = Annotated[bool, typer.Option("--confident", help="The interval's upper end must meet it too.")]
 Guard = Annotated[GuardKind, typer.Option(help="Measure against labels, or agreement on unlabelled photos.")]
 GuardData = Annotated[str | None, typer.Option(help="Images to judge on. Default: the val split.", metavar="DATA")]
+Rescue = Annotated[
+    RescueKind,
+    typer.Option(help="none: the plain graph; exclude: also leave harmful layers in float; qat: also train."),
+]
 Input = Annotated[InputKind, typer.Option("--input", help="float32 NCHW 0-255, or uint8 NHWC.")]
 Output = Annotated[OutputKind, typer.Option(help="probabilities puts a Softmax at the end.")]
 Engine = Annotated[bool, typer.Option("--engine", help="Also build the engine of the last graph made.")]
@@ -83,7 +95,7 @@ def export(
     confident: Confident = False,
     guard: Guard = GuardKind.LABELS,
     guard_data: GuardData = None,
-    rescue: Annotated[str, typer.Option(help="none is all there is so far.")] = "none",
+    rescue: Rescue = RescueKind.EXCLUDE,
     input_kind: Input = InputKind.FLOAT32,
     output: Output = OutputKind.LOGITS,
     engine: Engine = False,
@@ -117,7 +129,7 @@ def export(
             confident=confident,
             guard=guard.value,
             guard_data=guard_data,
-            rescue=rescue,
+            rescue=rescue.value,
             input=input_kind,
             output=output.value,
             allow_unmet=allow_unmet,
@@ -178,8 +190,32 @@ def _show(console: Console, bundle: Path, result: dict[str, Any]) -> None:
         console.print(f"engine  {made['file']}  ({made['bytes'] / 1e6:.1f} MB, runs on {made['runs_on']})")
 
 
+def _show_rungs(console: Console, guard: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    table = Table(title="The search, on training images that were not calibrated on", title_justify="left")
+    for column in ("step", "KL to fp32", "top-1 agrees", "expected drop", "seconds", "kept"):
+        table.add_column(column, justify="left" if column in ("step", "kept") else "right")
+    for rung in guard["rungs"]:
+        table.add_row(
+            rung["name"],
+            f"{rung['kl']:.4f}",
+            f"{rung['agreement']:.3f}",
+            f"{rung['expected_drop_pp']:.2f}",
+            f"{rung['seconds']:.1f}",
+            "yes" if rung["kept"] else "",
+        )
+    console.print(table)
+    n = guard["rungs"][-1]["n"]
+    console.print(f"(n {n}; expected drop: what such noise would cost on the verdict's images, in points)")
+
+
 def _show_guard(console: Console, result: dict[str, Any]) -> None:
     guard = result["guard"]
+    _show_rungs(console, guard)
+    if guard["excluded_nodes"]:
+        shown = ", ".join(guard["excluded_nodes"][:4]) + (", ..." if len(guard["excluded_nodes"]) > 4 else "")
+        console.print(f"Left in float: {len(guard['excluded_nodes'])} nodes ({shown})", highlight=False)
     low, high = guard["drop_ci_pp"]
     colour = {"met": "green", "unresolved": "yellow"}.get(guard["verdict"], "red")
     console.print(
@@ -188,6 +224,13 @@ def _show_guard(console: Console, result: dict[str, Any]) -> None:
         f"p {guard['p_mcnemar']:.2g}); allowed {guard['max_drop']:g}: [bold {colour}]{guard['verdict']}[/]",
         highlight=False,
     )
+    if guard["test"] is not None:
+        test = guard["test"]
+        low, high = test["drop_ci_pp"]
+        console.print(
+            f"On test, beside it: {test['drop_pp']:+.2f} points ({low:+.2f} to {high:+.2f}, n {test['n']})",
+            highlight=False,
+        )
     worst = guard["worst_class"]
     console.print(f"Worst class {worst['label']} {worst['drop_pp']:+.1f} points; evidence: {guard['evidence']}")
     if guard["verdict"] == "unresolved":

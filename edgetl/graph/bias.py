@@ -7,7 +7,7 @@ network's tensors, takes back less (mobilenet_v2 on flowers at 128 px, n 384: KL
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,6 +67,28 @@ def corrected(
         monitor.progress("bias correction", done, total)
     for holder, found in zip(holders, sums, strict=True):
         _move(out, holder, found / done)
+    return out
+
+
+def restored(source: onnx.ModelProto, plain: onnx.ModelProto, nodes: Iterable[str]) -> onnx.ModelProto:
+    """`source`, which is `corrected(plain, ...)`, with the biases of `nodes` as in `plain`.
+
+    A layer that is left in float shifts nothing: with a correction it would.
+    """
+    out, before = surgery.copy_of(source), surgery.unshared(plain)
+    was = {tensor.name: tensor for tensor in before.graph.initializer}
+    constants = {name: tuple(tensor.dims) for name, tensor in was.items()}
+    now = {tensor.name: tensor for tensor in out.graph.initializer}
+    chosen = frozenset(nodes)
+    for node in before.graph.node:
+        holder = _holder(node, before.graph, constants) if node.name in chosen and node.op_type in PRODUCTS else None
+        if holder is None:
+            continue
+        if holder.bias is not None:
+            now[holder.bias].CopyFrom(was[holder.bias])
+        elif f"{node.name}_bias" in now:
+            given = now[f"{node.name}_bias"]
+            given.CopyFrom(numpy_helper.from_array(np.zeros(holder.channels, dtype=np.float32), given.name))
     return out
 
 

@@ -47,11 +47,7 @@ def equalised(
         {layer.node.input[0] for layer in channels.layers if channels.free[channels.classes[layer.columns]].any()}
     )
     peaks = _peaks(model, read, pixels, threads, monitor, limit)
-    weights = {tensor.name: tensor for tensor in model.graph.initializer}
-    factors = _factors(channels, peaks, weights)
-    for layer in channels.layers:
-        _scale(layer, factors[channels.classes], weights)
-    return model
+    return rescaled(model, channels, _factors(channels, peaks, model))
 
 
 def _peaks(
@@ -81,13 +77,14 @@ def _peaks(
     return out
 
 
-def _factors(channels: Channels, peaks: Mapping[str, Floats], weights: Mapping[str, onnx.TensorProto]) -> Floats:
-    """The factor of each class; 1 where it is not free.
+def _factors(channels: Channels, peaks: Mapping[str, Floats], model: onnx.ModelProto) -> Floats:
+    """The factor of each class.
 
     s_j = w_j^(1 - alpha) / x_j^alpha, with x_j the channel's range relative to the widest of its tensor and w_j
     the largest share that one of its weights has of its row's range: rows have scales of their own. Both are
     at most 1, so no tensor's range grows.
     """
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
     x = np.zeros(len(channels.free))
     w = np.zeros(len(channels.free))
     for tensor, peak in peaks.items():
@@ -100,8 +97,18 @@ def _factors(channels: Channels, peaks: Mapping[str, Floats], weights: Mapping[s
             np.maximum.at(w, channels.classes[layer.columns], size / rows)
     x[x == 0] = 1.0  # never seen to move: do not widen what other images may bring
     w[w == 0] = 1.0
-    factors = w ** (1 - ALPHA) / np.maximum(x, _NARROWEST) ** ALPHA
-    return np.where(channels.free, factors, 1.0)
+    out: Floats = w ** (1 - ALPHA) / np.maximum(x, _NARROWEST) ** ALPHA
+    return out
+
+
+def rescaled(model: onnx.ModelProto, channels: Channels, factors: Floats) -> onnx.ModelProto:
+    """`model` (each initialiser read once) with its free classes multiplied by `factors`, positive, one a class."""
+    out = surgery.copy_of(model)
+    weights = {tensor.name: tensor for tensor in out.graph.initializer}
+    of_slot = np.where(channels.free, factors, 1.0)[channels.classes]
+    for layer in channels.layers:
+        _scale(layer, of_slot, weights)
+    return out
 
 
 def _scale(layer: Layer, factors: Floats, weights: Mapping[str, onnx.TensorProto]) -> None:

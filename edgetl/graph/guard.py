@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
-from edgetl.errors import GraphError
+from edgetl.graph.exclude import Effect
 from edgetl.graph.options import ExportOptions
-from edgetl.measure.score import Paired, compare
+from edgetl.graph.search import Rung
+from edgetl.measure.score import Paired
 
-Logits = npt.NDArray[np.float32]
+HARMFUL_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -40,45 +39,10 @@ class Contract:
         return verdict == "met" or (verdict == "unresolved" and not self.confident)
 
 
-@dataclass(frozen=True)
-class Rung:
-    """One step of the search: `name`, what it lost on images that were not calibrated on, and its cost."""
-
-    name: str
-    drop_pp: float
-    seconds: float
-    kl: float
-    agreement: float
-    n: int
-
-    def to_json(self) -> dict[str, Any]:
-        """The object of cli.md and two figures more."""
-        return {
-            "name": self.name,
-            "drop_pp": self.drop_pp,
-            "seconds": round(self.seconds, 3),
-            "kl": self.kl,
-            "agreement": self.agreement,
-            "n": self.n,
-        }
-
-
-def paired(reference: Logits, candidate: Logits, targets: npt.NDArray[np.int64], max_drop: float) -> Paired:
-    """`measure.compare`, with a graph that overflows reported as an error of that graph."""
-    if not np.isfinite(candidate).all():
-        raise GraphError("the graph gives NaN or inf", "on an image of the guard's set", "use the fp16 graph")
-    return compare(reference, candidate, targets, max_drop=max_drop)
-
-
-def judge(
-    contract: Contract, found: Paired, labels: list[str], rungs: list[Rung], split: str, evidence: str
-) -> dict[str, Any]:
-    """The `guard` object of cli.md, and beside it the split, how the figures were come by, and the contract."""
-    verdict = contract.verdict(found)
+def measured(found: Paired, labels: list[str], split: str, evidence: str) -> dict[str, Any]:
+    """What the shipped graph lost on the images of `split`, and how that was come by."""
     index, drop = found.worst_class
     return {
-        "verdict": verdict,
-        "met": contract.met(verdict),
         "drop_pp": found.drop_pp,
         "drop_ci_pp": list(found.drop_ci_pp),
         "p_mcnemar": found.p_mcnemar,
@@ -88,10 +52,32 @@ def judge(
         "agreement": found.agreement,
         "kl": found.kl,
         "worst_class": {"label": labels[index], "drop_pp": drop},
-        "excluded_nodes": [],
-        "rungs": [rung.to_json() for rung in rungs],
         "split": split,
         "evidence": evidence,
+    }
+
+
+def judge(
+    contract: Contract,
+    found: Paired,
+    shown: dict[str, Any],
+    test: dict[str, Any] | None,
+    search: tuple[Sequence[Rung], Sequence[str], Sequence[Effect]],
+) -> dict[str, Any]:
+    """The `guard` object of cli.md. `found` decides, `shown` is `measured` of it; `test` stands beside it.
+
+    `search`: the rungs, the nodes left in float, the layers whose harm was measured.
+    """
+    verdict = contract.verdict(found)
+    rungs, in_float, effects = search
+    return {
+        "verdict": verdict,
+        "met": contract.met(verdict),
+        **shown,
+        "test": test,
+        "excluded_nodes": list(in_float),
+        "rungs": [rung.to_json() for rung in rungs],
+        "harmful": [effect.to_json() for effect in effects if effect.kl_regained > 0][:HARMFUL_SHOWN],
         "max_drop": contract.max_drop,
         "max_class_drop": contract.max_class_drop,
         "confident": contract.confident,
@@ -110,5 +96,9 @@ def refusal(guard: dict[str, Any]) -> tuple[str, str, str]:
         f"allowed {guard['max_drop']:g}; worst class {guard['worst_class']['label']} "
         f"{guard['worst_class']['drop_pp']:.1f}"
     )
-    more = f"give at least {guard['n_needed']} images with --guard-data; " if guard["verdict"] == "unresolved" else ""
-    return what, value, more + "ship the fp16 graph, calibrate on more images, or say --max-drop; the graph was kept"
+    if guard["verdict"] == "unresolved":
+        return what, value, f"give at least {guard['n_needed']} images with --guard-data; the graph was kept"
+    hurting = ", ".join(effect["nodes"][0] for effect in guard["harmful"][:3])
+    worst = f"; most harmful layers: {hurting}" if hurting else ""
+    do = "ship the fp16 graph, say --rescue qat, calibrate on more images, or allow more with --max-drop"
+    return what, value + worst, do + "; the graph was kept"

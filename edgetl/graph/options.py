@@ -10,6 +10,7 @@ from edgetl.graph.ranges import check_method
 from edgetl.spec import InputKind, Profile
 
 CALIBRATION_MAX = 512  # images of `--calib-size auto`
+RESCUES = ("none", "exclude", "qat")
 TARGETS = {
     "jetpack5": Profile.TRT8,
     "jetpack6.0": Profile.TRT8,
@@ -35,7 +36,7 @@ class ExportOptions:
     confident: bool = False
     guard: str = "labels"
     guard_data: str | None = None
-    rescue: str = "none"
+    rescue: str = "exclude"
     input: InputKind = InputKind.FLOAT32
     output: str = "logits"
     allow_unmet: bool = False
@@ -46,8 +47,7 @@ class ExportOptions:
         _one_of("--target", self.target, tuple(TARGETS))
         _one_of("--output", self.output, ("logits", "probabilities"))
         _one_of("--guard", self.guard, ("labels", "agreement"))
-        if self.rescue != "none":
-            raise InputError("--rescue has no such way yet", self.rescue, "use --rescue none, or ship the fp16 graph")
+        _one_of("--rescue", self.rescue, RESCUES)
         check_method(self.method)
         if self.calib_size != "auto" and not (self.calib_size.isdecimal() and int(self.calib_size) > 0):
             raise InputError("--calib-size wants a number of images or auto", self.calib_size)
@@ -81,6 +81,7 @@ class ExportOptions:
             "max_drop": self.max_drop,
             "max_class_drop": self.max_class_drop,
             "confident": self.confident,
+            "rescue": self.rescue,
             "guard": self.guard,
             "own_guard_data": self.guard_data is not None,
             "output": self.output,

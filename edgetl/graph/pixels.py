@@ -62,6 +62,10 @@ class Pixels:
                 count = min(step, stop - first)
                 yield np.frombuffer(source.read(count * one), dtype=np.uint8).reshape(count, *self._shape)
 
+    def head(self, count: int) -> Pixels:
+        """The first `count` images, in the same file."""
+        return Pixels(self.path, self._shape[0], self.targets[:count])
+
     def first(self, count: int) -> npt.NDArray[np.uint8]:
         """The first `count` images."""
         return next(self.batches(0, count, count))

@@ -1,30 +1,26 @@
-"""From a source graph to an INT8 graph: placement, one calibration, the method that agrees best, Q/DQ."""
+"""What a source graph is quantised by: the placement of Q/DQ pairs and one calibration, saved as calibration.json."""
 
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 
 from edgetl.bundle import atomic_write, canonical_json
-from edgetl.graph import qdq, surgery
 from edgetl.graph.calibrate import Calibration, Statistics
-from edgetl.graph.guard import Rung, paired
-from edgetl.graph.pixels import Pixels, logits_of
+from edgetl.graph.convergence import Convergence, convergence
+from edgetl.graph.pixels import Pixels
 from edgetl.graph.placement import Placement, Use, read_placement
 from edgetl.graph.ranges import METHODS, Histogram, ranges
 from edgetl.graph.worker import Worker
 from edgetl.images import to_batch
 from edgetl.monitor import SILENT, Monitor
-from edgetl.runtime.ort import OrtBackend
 
-_SETTLED = 0.02  # --calib-size auto: stop when doubling the images moves no range by more than this
+_SETTLED = 0.02  # --calib-size auto: stop when doubling the images moves no range (by percentile) by more than this
 _FIRST_LOOK = 64
 
 
@@ -34,10 +30,19 @@ class Calibrated:
 
     placement: Placement
     statistics: Statistics
+    _known: dict[str, Convergence] = field(default_factory=dict)  # what calibration.json said
 
     def ranges(self, method: str) -> dict[str, float]:
         """tensor -> amax of the quantised activations by `method`."""
         return ranges(self.statistics.histograms, method, self.placement.groups)
+
+    def convergence(self, method: str) -> Convergence | None:
+        """How far the ranges of `method` moved from half the images to all; None where nobody looked at half."""
+        seen = self.statistics
+        if method in self._known or not seen.n_half:
+            return self._known.get(method)
+        before = ranges(seen.half, method, self.placement.groups)
+        return convergence(before, self.ranges(method), seen.n_half, seen.n)
 
     def save(self, path: Path, made_from: str, images: str) -> None:
         """Write calibration.json; the same calibration gives the same bytes."""
@@ -49,6 +54,7 @@ class Calibrated:
             "peaks": self.statistics.peaks,
             "histograms": {name: h.to_json() for name, h in self.statistics.histograms.items()},
             "ranges": {method: self.ranges(method) for method in METHODS},
+            "convergence": {m: found.to_json() for m in METHODS if (found := self.convergence(m)) is not None},
         }
         atomic_write(path, canonical_json(body))
 
@@ -62,7 +68,8 @@ class Calibrated:
             tuple(tuple(group) for group in body["placement"]["groups"]),
         )
         histograms = {name: Histogram.from_json(h) for name, h in body["histograms"].items()}
-        return cls(placement, Statistics(histograms, dict(body["peaks"]), int(body["n"])))
+        known = {method: Convergence(**found) for method, found in body.get("convergence", {}).items()}
+        return cls(placement, Statistics(histograms, dict(body["peaks"]), int(body["n"])), known)
 
 
 def _use(pair: Sequence[Any]) -> Use:
@@ -84,66 +91,37 @@ def calibrated(
 ) -> Statistics:
     """One pass of `pixels` through `source`. Without a placement only peaks are kept (the FP16 range check).
 
-    `settle`: look after 64, 128, 256, ... images and stop when no range moved by more than 2 %.
+    `settle`: look after 64, 128, 256, ... images and stop when doubling them moved no range by more than 2 %.
+    Raises DataError where no image shows anything, GraphError for NaN, inf, or a network whose answer never changes.
     """
     run = Calibration(source, list(placement.activations) if placement else [], threads)
-    start, stop = 0, _FIRST_LOOK if settle else pixels.n
-    before: dict[str, float] = {}
-    while start < pixels.n:
+    looks: dict[int, dict[str, Histogram]] = {}
+    start = 0
+    for stop in _stops(pixels.n, settle):
         images = (image for batch in pixels.batches(start, stop) for image in batch)
         run.feed(images, lambda done: monitor.progress("calibrate", done, pixels.n))
-        now = {name: METHODS["percentile"](h) for name, h in run.statistics.histograms.items() if h.peak > 0}
-        if settle and before and _moved(before, now) <= _SETTLED:
+        looks[stop], start = run.look(), stop
+        looks = {n: seen for n, seen in looks.items() if n >= stop // 2}  # no later look compares with the others
+        if settle and _doubled(stop) and stop < pixels.n and _moved(looks[stop // 2], looks[stop]) <= _SETTLED:
             monitor.progress("calibrate", pixels.n, pixels.n)
             break
-        start, stop, before = stop, stop * 2, now
-    return run.statistics
+    run.check()
+    if run.blank:
+        monitor.warn(f"{run.blank} of {start} calibration images are one plain colour")
+    return replace(run.statistics, half=looks.get(start // 2, {}), n_half=start // 2)
 
 
-def _moved(before: dict[str, float], now: dict[str, float]) -> float:
-    return max((abs(now[name] - before.get(name, 0.0)) / now[name] for name in now), default=0.0)
+def _stops(n: int, settle: bool) -> list[int]:
+    """Where to look on the way through `n` images: halfway and at the end; to settle, each time they doubled too."""
+    first = _FIRST_LOOK // 2  # what the first doubling is compared with
+    doubled = {first << k for k in range(n.bit_length()) if first << k < n} if settle else set()
+    return sorted(({n // 2, n} | doubled) - {0})
 
 
-def best_method(
-    source: onnx.ModelProto,
-    found: Calibrated,
-    method: str,
-    search: Pixels,
-    scratch: Path,
-    threads: int = 0,
-    monitor: Monitor = SILENT,
-) -> tuple[str, list[Rung]]:
-    """The method whose FP32-rest twin is nearest to the fp32 graph on `search` images (mean KL), and what each did.
-
-    The twin, because the FP16-rest graph is four times slower to simulate. A single method is measured too.
-    """
-    reference = _logits(surgery.save(source, scratch / "search.onnx"), search, threads, monitor, "search: fp32")
-    tried: dict[str, Rung] = {}
-    seen: dict[tuple[float, ...], str] = {}
-    for name in METHODS if method == "auto" else (method,):
-        started = time.monotonic()
-        amax = found.ranges(name)
-        key = tuple(amax[tensor] for tensor in sorted(amax))
-        if key in seen:
-            continue  # the same ranges as a method before it: the same graph
-        seen[key] = name
-        path = surgery.save(qdq.inserted(source, found.placement, amax), scratch / f"twin-{name}.onnx")
-        logits = _logits(path, search, threads, monitor, f"search: {name}")
-        result = paired(reference, logits, _targets(search, reference), 0.5)
-        seconds = time.monotonic() - started
-        tried[name] = Rung(name, result.drop_pp, seconds, result.kl, result.agreement, result.n)
-        path.unlink()
-    best = min(tried, key=lambda name: (tried[name].kl, name))
-    return best, list(tried.values())
+def _doubled(stop: int) -> bool:
+    return stop >= 2 * _FIRST_LOOK and stop & (stop - 1) == 0
 
 
-def _logits(path: Path, pixels: Pixels, threads: int, monitor: Monitor, what: str) -> np.ndarray:
-    backend = OrtBackend(path, threads=threads)
-    try:
-        return logits_of(backend, pixels, monitor, what)
-    finally:
-        backend.close()
-
-
-def _targets(pixels: Pixels, reference: np.ndarray) -> np.ndarray:
-    return pixels.targets if (pixels.targets >= 0).all() else reference.argmax(axis=1)
+def _moved(before: Mapping[str, Histogram], now: Mapping[str, Histogram]) -> float:
+    found = convergence(ranges(before, "percentile"), ranges(now, "percentile"), 0, 0)
+    return found.largest

@@ -105,7 +105,7 @@ def test_people_see_a_table_and_the_verdict(int8: subprocess.CompletedProcess[st
         (("--target", "jetpack4"), 2, "jetpack4"),
         (("--calib", "nowhere", "--int8"), 1, "no such folder"),
         (("--calib-size", "0", "--int8"), 1, "--calib-size"),
-        (("--rescue", "qat", "--int8"), 1, "--rescue"),
+        (("--rescue", "pray", "--int8"), 2, "--rescue"),
     ],
 )
 def test_bad_options_are_one_line(bundle: Path, arguments: tuple[str, ...], code: int, message: str) -> None:

@@ -19,7 +19,7 @@ class QatOptions:
     minutes: float = 5.0
     lr: float = 3e-5
     batch: int = 32
-    temperature: float = 2.0
+    temperature: float = 4.0
     seed: int = 0
     threads: int = 0
 

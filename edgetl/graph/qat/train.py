@@ -26,6 +26,7 @@ from edgetl.graph.pixels import Pixels, logits_of
 from edgetl.graph.placement import Placement
 from edgetl.graph.qat.network import GraphNetwork
 from edgetl.graph.qat.options import QatOptions
+from edgetl.images import to_batch
 from edgetl.monitor import SILENT, Monitor
 from edgetl.runtime.ort import OrtBackend
 
@@ -34,6 +35,7 @@ _JUDGES = 256  # of them at most: judging should cost a fraction of the training
 _LOOKS = 8  # how often it is judged, evenly spread over the steps
 _TIMED = 4  # steps that tell how long the others will take
 _STEP_BYTES = 512 << 20  # of activations kept for the backward pass; a larger batch is fed in parts
+_SMALLEST_SPREAD = 1e-3  # of logits: below it a network is constant and rounding is all there is
 _SAME = 1e-3  # of the spread of the logits: PyTorch and onnxruntime differ by rounding only
 Floats = npt.NDArray[np.float32]
 
@@ -54,15 +56,17 @@ def trained(
     source: onnx.ModelProto,
     placement: Placement,
     amax: Mapping[str, float],
+    teacher: onnx.ModelProto,
     pixels: Pixels,
     options: QatOptions | None = None,
     monitor: Monitor = SILENT,
 ) -> Trained:
-    """Train the float weights of `source` so that with `placement` and `amax` it answers as it does in fp32.
+    """Train the float weights of `source` so that with `placement` and `amax` it answers as `teacher` does in fp32.
 
-    `pixels`: images of the target, labels unused; every tenth is held out to choose the best step by. The
-    same arguments and thread count give the same bits, unless `options.minutes` cut the steps short (then
-    the record says so). Raises InputError for too few images, GraphError for an operator it does not know.
+    `source`: a float graph, the teacher itself or one whose weights were equalised or corrected. `pixels`:
+    images of the target, labels unused; every tenth is held out to choose the best step by. The same
+    arguments and thread count give the same bits, unless `options.minutes` cut the steps short (then the
+    record says so). Raises InputError for too few images, GraphError for an operator it does not know.
     """
     options = options or QatOptions()
     if pixels.n < 2 * _HELD_OUT:
@@ -70,22 +74,38 @@ def trained(
     started = time.monotonic()
     with _threads(options.threads):
         network = GraphNetwork(source, placement, amax)
-        run = _Run(network, pixels, _teacher(source, pixels, options.threads, monitor), options, monitor)
-        run.check()
+        _check(network, _answers(source, pixels.head(2), options.threads, SILENT), pixels)
+        answers = _answers(teacher, pixels, options.threads, monitor)
+        run = _Run(network, GraphNetwork(teacher, Placement({}, {}, ()), {}), pixels, answers, options, monitor)
         better = run.train()
         out = network.written(source) if better else None
     record = {**run.record, "seconds": round(time.monotonic() - started, 3)}
     return Trained(out, dict(amax), record)
 
 
-def _teacher(source: onnx.ModelProto, pixels: Pixels, threads: int, monitor: Monitor) -> Floats:
-    path = surgery.save(source, pixels.path.with_name("teacher.onnx"))
+def _answers(graph: onnx.ModelProto, pixels: Pixels, threads: int, monitor: Monitor) -> Floats:
+    """Logits of a float graph by onnxruntime, which is faster than PyTorch."""
+    path = surgery.save(graph, pixels.path.with_name("teacher.onnx"))
     backend = OrtBackend(path, threads=threads)
     try:
         return logits_of(backend, pixels, monitor, "qat: fp32")
     finally:
         backend.close()
         path.unlink()
+
+
+def _check(network: GraphNetwork, expected: Floats, pixels: Pixels) -> None:
+    """Raise GraphError unless the network says in fp32 what onnxruntime says of its graph."""
+    batch = to_batch(pixels.first(len(expected)), "float32")
+    with torch.no_grad():
+        given = network(torch.from_numpy(batch), quantised=False).numpy()
+    away, spread = float(np.abs(given - expected).max()), float(np.ptp(expected))
+    if not away <= _SAME * max(spread, _SMALLEST_SPREAD):
+        raise GraphError(
+            "the graph computes otherwise in PyTorch, so it cannot be trained",
+            f"logits are {away:.2g} apart, their spread is {spread:.2g}",
+            "use --rescue exclude",
+        )
 
 
 @contextmanager
@@ -102,9 +122,16 @@ class _Run:
     """One training run of `network`; `logits` float32 (n, C) are the fp32 graph's answers."""
 
     def __init__(
-        self, network: GraphNetwork, pixels: Pixels, logits: Floats, options: QatOptions, monitor: Monitor
+        self,
+        network: GraphNetwork,
+        teacher: GraphNetwork,
+        pixels: Pixels,
+        logits: Floats,
+        options: QatOptions,
+        monitor: Monitor,
     ) -> None:
         self.network, self.options, self.monitor = network, options, monitor
+        self._teacher = teacher
         self._images = np.memmap(pixels.path, np.uint8, "r", shape=(pixels.n, *pixels.first(1).shape[1:]))
         self._logits = torch.from_numpy(logits)
         self._judges = np.arange(0, pixels.n, _HELD_OUT)[:_JUDGES]
@@ -113,20 +140,6 @@ class _Run:
         self._random = np.random.default_rng(options.seed)
         self._part = 1
         self.record: dict[str, Any] = {}
-
-    def check(self) -> None:
-        """Raise GraphError unless the network says in fp32 what onnxruntime says of the graph."""
-        with torch.no_grad():
-            given = self.network(self._batch(self._judges[:2]), quantised=False)
-        expected = self._logits[self._judges[:2]]
-        spread = float(self._logits.max() - self._logits.min())
-        away = float((given - expected).abs().max())
-        if not away <= _SAME * max(spread, 1e-6):
-            raise GraphError(
-                "the graph computes otherwise in PyTorch, so it cannot be trained",
-                f"logits are {away:.2g} apart, their spread is {spread:.2g}",
-                "use --rescue exclude",
-            )
 
     def train(self) -> bool:
         """Whether the network is now better than it was, by the divergence on the images held out."""
@@ -209,18 +222,33 @@ class _Run:
         total = 0.0
         for start in range(0, len(indices), self._part):
             part = indices[start : start + self._part]
-            loss = self._divergence(self.network(self._batch(part)), part) / len(indices)
+            images = self._views(part)
+            with torch.no_grad():
+                wanted = self._teacher(images, quantised=False)
+            loss = self._divergence(self.network(images), wanted) / len(indices)
             loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
         self._optimizer.step()
         return total
 
-    def _divergence(self, given: torch.Tensor, indices: npt.NDArray[np.int64]) -> torch.Tensor:
-        """Sum over images of KL(fp32 || given) at the temperature, times its square to keep gradients alike."""
+    def _views(self, indices: npt.NDArray[np.int64]) -> torch.Tensor:
+        """The images, each mirrored or not and mixed with another: the teacher is asked about these very views.
+
+        A function is matched and no class is claimed, so a view need not make sense (Beyer et al. 2022).
+        """
+        images = self._batch(indices)
+        mirrored = torch.from_numpy(self._random.random(len(indices)) < 0.5)
+        images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
+        others = self._batch(self._random.choice(self._learned, len(indices)))
+        share = torch.from_numpy(self._random.uniform(0.5, 1.0, len(indices)).astype(np.float32))
+        return torch.lerp(others, images, share[:, None, None, None])
+
+    def _divergence(self, given: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+        """Sum over images of KL(wanted || given) at the temperature, times its square to keep gradients alike."""
         heat = self.options.temperature
-        wanted = functional.log_softmax(self._logits[indices] / heat, dim=1)
+        expected = functional.log_softmax(wanted / heat, dim=1)
         found = functional.log_softmax(given / heat, dim=1)
-        return functional.kl_div(found, wanted, reduction="sum", log_target=True) * heat**2
+        return functional.kl_div(found, expected, reduction="sum", log_target=True) * heat**2
 
     def _judged(self) -> float:
         """Mean KL(fp32 || int8), at temperature 1, over the images held out."""

@@ -1,0 +1,55 @@
+"""An INT8 network as the search knows it: a float graph, where its Q/DQ pairs go, and their ranges."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import onnx
+
+from edgetl.graph import bias, qdq
+from edgetl.graph.groups import without
+from edgetl.graph.pixels import Pixels
+from edgetl.graph.placement import Placement
+from edgetl.graph.quantise import Calibrated
+from edgetl.monitor import SILENT, Monitor
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """`source`: the fp32 graph the pairs go into; `found`: its calibration; `in_float`: nodes left without pairs.
+
+    `steps` tells how it came to be, in the words of the rungs; `plain` is `source` before bias correction.
+    """
+
+    source: onnx.ModelProto
+    found: Calibrated
+    method: str
+    steps: tuple[str, ...] = ()
+    in_float: tuple[str, ...] = ()
+    plain: onnx.ModelProto | None = None
+
+    @cached_property
+    def placement(self) -> Placement:
+        """Where the pairs go, less the nodes left in float."""
+        return without(self.found.placement, self.in_float) if self.in_float else self.found.placement
+
+    @cached_property
+    def ranges(self) -> dict[str, float]:
+        """tensor -> amax; also of tensors that no pair reads any more."""
+        return self.found.ranges(self.method)
+
+    def twin(self) -> onnx.ModelProto:
+        """The graph with its rest in FP32: a quarter of the FP16-rest graph's cost to simulate, the same scales."""
+        return qdq.inserted(self.source, self.placement, self.ranges)
+
+    def leaving(self, nodes: Sequence[str]) -> Candidate:
+        """The same, with `nodes` in float too and their biases uncorrected."""
+        source = self.source if self.plain is None else bias.restored(self.source, self.plain, nodes)
+        return replace(self, source=source, in_float=(*self.in_float, *(n for n in nodes if n not in self.in_float)))
+
+    def corrected(self, pixels: Pixels, threads: int = 0, monitor: Monitor = SILENT) -> Candidate:
+        """The same with its biases corrected on `pixels`. Raises GraphError."""
+        source = bias.corrected(self.source, self.twin(), pixels, threads, monitor)
+        return replace(self, source=source, plain=self.source, steps=(*self.steps, "bias corrected"))

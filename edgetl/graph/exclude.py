@@ -1,0 +1,142 @@
+"""Which layers do the harm, by measurement, and the fewest of them to leave in float.
+
+A shortlist by each layer's own output error; then each group of it is left in float once and the whole
+network measured on the search images. The number of groups is found by doubling and bisection, so the
+search costs tens of passes and not one per layer per candidate.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from edgetl.graph.candidate import Candidate
+from edgetl.graph.groups import Group, groups
+from edgetl.graph.local import LayerNoise
+from edgetl.graph.macs import macs
+from edgetl.graph.search import Score, Search
+from edgetl.monitor import SILENT, Monitor
+
+SHORTLIST = 16  # groups whose effect is measured, a pass of EFFECT_IMAGES each
+EFFECT_IMAGES = 128
+XRAY_SHORTLIST, XRAY_IMAGES = 8, 64  # where no rescue is needed: enough to look at, for a quarter of the cost
+LEAST_INT8 = 0.5  # below this share of the MACs an INT8 graph has no point: ship the fp16 one
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What a group's Q/DQ pairs do to the whole network: regained when its `nodes` alone stay float, on `n` images."""
+
+    nodes: tuple[str, ...]
+    kl_regained: float
+    agreement_regained: float
+    n: int
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dict."""
+        return {
+            "nodes": list(self.nodes),
+            "kl_regained": self.kl_regained,
+            "agreement_regained": self.agreement_regained,
+            "n": self.n,
+        }
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One set of groups left in float: the first `count` of the ranking; `share` of the MACs is still quantised."""
+
+    count: int
+    share: float
+    candidate: Candidate
+    score: Score
+    seconds: float
+
+
+def shortlist(candidate: Candidate, noises: Mapping[str, LayerNoise]) -> list[Group]:
+    """The groups of `candidate`, the one with the largest error of its own output first; unmeasured ones last."""
+    found = groups(candidate.source, candidate.placement)
+    return sorted(
+        found, key=lambda group: min((noises[n].sqnr_db for n in group.nodes if n in noises), default=math.inf)
+    )
+
+
+def effects(
+    candidate: Candidate,
+    noises: Mapping[str, LayerNoise],
+    search: Search,
+    monitor: Monitor = SILENT,
+    count: int = SHORTLIST,
+    images: int = EFFECT_IMAGES,
+) -> tuple[Effect, ...]:
+    """The measured effect of the `count` noisiest groups, the most harmful first."""
+    chosen = shortlist(candidate, noises)[:count]
+    base = search.measure(candidate.twin(), "harm of layers", images)
+    out = []
+    for done, group in enumerate(chosen, start=1):
+        score = search.measure(candidate.leaving(group.nodes).twin(), "harm of layers", images)
+        out.append(Effect(group.nodes, base.kl - score.kl, score.agreement - base.agreement, score.n))
+        monitor.progress("harm of layers", done, len(chosen))
+    return tuple(sorted(out, key=lambda e: (-e.kl_regained, e.nodes)))
+
+
+def ranking(
+    candidate: Candidate, measured: Sequence[Effect], noises: Mapping[str, LayerNoise]
+) -> list[tuple[str, ...]]:
+    """Groups in the order in which they are left in float: those that were seen to harm, then by their own noise.
+
+    It ends where less than LEAST_INT8 of the MACs would be quantised.
+    """
+    harmful = [effect.nodes for effect in measured if effect.kl_regained > 0]
+    known = {effect.nodes for effect in measured}
+    order = harmful + [group.nodes for group in shortlist(candidate, noises) if group.nodes not in known]
+    shares = _shares(candidate, order)
+    return [nodes for nodes, share in zip(order, shares[1:], strict=True) if share >= LEAST_INT8]
+
+
+def _shares(candidate: Candidate, order: Sequence[tuple[str, ...]]) -> list[float]:
+    """Share of the MACs that is quantised with the first 0, 1, 2, ... groups of `order` in float: falling."""
+    counts = macs(candidate.source)
+    total = max(1, sum(counts.values()))
+    left = sum(counts.get(node, 0) for node in {node for node, _ in candidate.placement.weights})
+    out = [left / total]
+    for nodes in order:
+        left -= sum(counts.get(node, 0) for node in nodes)
+        out.append(left / total)
+    return out
+
+
+def fewest(
+    candidate: Candidate,
+    order: Sequence[tuple[str, ...]],
+    search: Search,
+    enough: Callable[[Score, float], bool],
+) -> tuple[list[Trial], Trial | None]:
+    """(all trials, the chosen one): the fewest of `order` in float that is `enough`, else the nearest to fp32.
+
+    1, 2, 4, ... groups until one is enough, then bisection below it. `enough` is asked with the score and the
+    share of the MACs that is still quantised. None where `order` is empty.
+    """
+    trials: dict[int, Trial] = {}
+    shares = _shares(candidate, order)
+
+    def good(count: int) -> bool:
+        started = time.monotonic()
+        left = candidate.leaving([node for nodes in order[:count] for node in nodes])
+        score = search.measure(left.twin(), f"{count} groups in float")
+        trials[count] = Trial(count, shares[count], left, score, time.monotonic() - started)
+        return enough(score, shares[count])
+
+    low, high = 0, 1
+    while high <= len(order) and not good(high):
+        low = high
+        high = min(2 * high, len(order)) if high < len(order) else high + 1
+    if high > len(order):
+        return list(trials.values()), min(trials.values(), key=lambda t: t.score.kl, default=None)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if good(middle) else (middle, high)
+    return list(trials.values()), trials[high]

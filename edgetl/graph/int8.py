@@ -1,0 +1,136 @@
+"""The INT8 graph of an export: calibrate, climb the ladder, lower the rest, judge what will ship, once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from edgetl.bundle import NewArtifact, canonical_json, sha256_bytes
+from edgetl.graph import guard as guards
+from edgetl.graph import qdq
+from edgetl.graph.calibrate import Statistics, overflowing
+from edgetl.graph.candidate import Candidate
+from edgetl.graph.ladder import Found, Tools, climb
+from edgetl.graph.nvidia import int8_coverage
+from edgetl.graph.pixels import logits_of
+from edgetl.graph.quantise import Calibrated, calibrated, placed
+from edgetl.graph.reference import based_on, reference_backend
+from edgetl.graph.run import Run
+from edgetl.graph.search import Search, paired
+from edgetl.measure.score import Paired
+from edgetl.runtime import Backend
+from edgetl.runtime.ort import OrtBackend
+from edgetl.spec import Precision, Profile
+
+Logits = npt.NDArray[np.float32]
+LAYOUT = 2  # of calibration.json: one written by an older edgetl is not read but made again
+
+
+def calibrate(run: Run) -> Calibrated | Statistics:
+    """Peaks for the FP16 range check; with INT8 also placement and histograms, reused where they are known."""
+    source_digest = sha256_bytes(run.source.SerializeToString(deterministic=True))
+    assert run.sets.calibration is not None
+    digest = sha256_bytes(canonical_json([s.digest for s in run.sets.calibration.samples]))
+    settle = run.options.calib_size == "auto"
+    for record in reversed(run.bundle.artifacts("calibration", source=source_digest, images=digest)):
+        if record.get("settle") == settle and record.get("layout") == LAYOUT:
+            return Calibrated.load(run.bundle.file(record))
+    pixels = run.decoded("calibration")
+    if not run.options.int8:
+        return calibrated(run.source, None, pixels, False, run.options.threads, run.monitor)
+    assert run.child is not None
+    placement = placed(run.source, run.child, pixels)
+    statistics = calibrated(run.source, placement, pixels, settle, run.options.threads, run.monitor)
+    found = Calibrated(placement, statistics)
+    file = run.scratch / "calibration.json"
+    found.save(file, source_digest, digest)
+    known_by = {"source": source_digest, "images": digest, "settle": settle, "layout": LAYOUT}
+    record = {"kind": "calibration", "n": statistics.n, **known_by, **run.facts()}
+    run.new.append(NewArtifact(file, "calibration-{sha12}.json", record))
+    return found
+
+
+def int8(run: Run, start: Calibrated) -> None:
+    """Search for the INT8 network, write its graph, judge that, and add it to what will be recorded."""
+    options = run.options
+    found = climb(start, run.source, options.method, options.rescue, options.max_drop, _tools(run, start))
+    winner = found.candidate
+    run.monitor.say(f"chosen: {', '.join(winner.steps)} ({start.statistics.n} calibration images)")
+    graph = _lowered(run, winner)
+    model, path = run.shipped(graph, Precision.INT8)
+    run.guard = _judged(run, OrtBackend(path, threads=options.threads), found)
+    share, remarks = int8_coverage(model, path, run.monitor)
+    extra: dict[str, Any] = {
+        "method": winner.method,
+        "steps": list(winner.steps),
+        "calibration_images": start.statistics.n,
+        "met": run.guard["met"],
+        "guard": run.guard,
+        "int8_macs_share": share,
+        "coverage": remarks,
+    }
+    if run.profile is Profile.TRT8:
+        extra["build_flags"] = ["INT8", "FP16"]
+    run.record(model, path, Precision.INT8, extra)
+
+
+def _tools(run: Run, start: Calibrated) -> Tools:
+    options, pixels = run.options, run.decoded("calibration")
+
+    def again(source: onnx.ModelProto) -> Calibrated:
+        """The same images through another float graph; tensors have the same names in it."""
+        first = pixels.head(start.statistics.n)
+        seen = calibrated(source, start.placement, first, False, options.threads, run.monitor)
+        return Calibrated(start.placement, seen)
+
+    by_agreement = options.guard == "agreement"
+    answers = _answers(run, "guard")
+    search = Search(run.source, run.decoded("search"), run.scratch, answers, by_agreement, options.threads, run.monitor)
+    return Tools(search, pixels, again, lambda best: None, options.threads, run.monitor)
+
+
+def _lowered(run: Run, winner: Candidate) -> onnx.ModelProto:
+    """The winner's pairs in a graph of the profile's opset, its rest in the profile's precision."""
+    graph = qdq.inserted(based_on(winner.source, run.profile), winner.placement, winner.ranges)
+    if run.profile is Profile.TRT8:
+        return graph
+    assert run.child is not None
+    ranges = {f"{name}_dequantised": peak for name, peak in winner.ranges.items()}
+    return run.child.fp16(graph, list(overflowing(graph, {**winner.found.statistics.peaks, **ranges})))
+
+
+def _answers(run: Run, name: str) -> Logits:
+    """The reference's logits on the images of a set."""
+    if name not in run.answers:
+        backend = reference_backend(run.bundle, run.options.threads)
+        try:
+            run.answers[name] = logits_of(backend, run.decoded(name), run.monitor, f"{name}: reference")
+        finally:
+            backend.close()
+    return run.answers[name]
+
+
+def _judged(run: Run, candidate: Backend, found: Found) -> dict[str, Any]:
+    """The verdict on the shipped graph: the guard's images decide, the test images stand beside them."""
+    contract = guards.Contract.of(run.options)
+    assert run.sets.guard is not None
+    try:
+        seen = _compared(run, candidate, "guard", contract.max_drop)
+        test = None
+        if run.sets.test is not None:
+            on_test = _compared(run, candidate, "test", contract.max_drop)
+            test = guards.measured(on_test, run.bundle.labels, run.sets.test.name, candidate.evidence)
+    finally:
+        candidate.close()
+    shown = guards.measured(seen, run.bundle.labels, run.sets.guard.name, candidate.evidence)
+    return guards.judge(contract, seen, shown, test, (found.rungs, found.candidate.in_float, found.effects))
+
+
+def _compared(run: Run, candidate: Backend, name: str, max_drop: float) -> Paired:
+    pixels, expected = run.decoded(name), _answers(run, name)
+    given: Logits = logits_of(candidate, pixels, run.monitor, f"{name}: int8 graph")
+    labelled = run.options.guard == "labels"
+    return paired(expected, given, pixels.targets if labelled else expected.argmax(axis=1), max_drop)

@@ -1,0 +1,193 @@
+"""The rescue ladder: from the plainest INT8 network to costlier ones, until one is expected to keep the contract.
+
+calibration method > cross-layer equalisation > bias correction > the most harmful layers in float > training
+
+Every rung is measured on the search images alone. What is chosen here is judged once, on others, by the caller.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+import onnx
+
+from edgetl.graph import equalise, exclude, local
+from edgetl.graph.candidate import Candidate
+from edgetl.graph.exclude import Effect
+from edgetl.graph.local import LayerNoise
+from edgetl.graph.pixels import Pixels
+from edgetl.graph.quantise import Calibrated
+from edgetl.graph.ranges import METHODS
+from edgetl.graph.search import Rung, Score, Search
+from edgetl.monitor import SILENT, Monitor
+
+MARGIN = 0.5  # of the contract: the verdict's images scatter
+MARGIN_WORTH = 0.9  # of the MACs stay in INT8 for the margin's sake; more go to float only to be expected to pass
+_WORTH = 0.98  # a step that costs nothing at run time is kept where it takes 2 % off the KL, which noise does not
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What the rungs work with. `calibrate`: one pass of the calibration images through another float graph.
+
+    `retrain`: the network trained with its quantisers in place, as a float graph, from the ranges so far;
+    None where it brought nothing.
+    """
+
+    search: Search
+    calibration: Pixels
+    calibrate: Callable[[onnx.ModelProto], Calibrated]
+    retrain: Callable[[Candidate], onnx.ModelProto | None]
+    threads: int = 0
+    monitor: Monitor = SILENT
+
+
+@dataclass(frozen=True)
+class Found:
+    """Where the ladder ended. `noises` by node, `effects` of the groups whose harm was measured."""
+
+    candidate: Candidate
+    rungs: tuple[Rung, ...]
+    noises: Mapping[str, LayerNoise]
+    effects: tuple[Effect, ...]
+
+
+@dataclass
+class _Climb:
+    """The best candidate so far and how it was come by."""
+
+    tools: Tools
+    max_drop: float
+    best: Candidate
+    score: Score | None = None
+    rungs: list[Rung] = field(default_factory=list)
+    effects: tuple[Effect, ...] = ()
+    _last: float = field(default_factory=time.monotonic)
+
+    @property
+    def enough(self) -> bool:
+        """Whether the best candidate is expected to keep the contract."""
+        return self.score is not None and keeps(self.score, self.max_drop)
+
+    def offer(self, name: str, candidate: Candidate, worth: float = 1.0) -> None:
+        """Measure a rung; keep its candidate where it is nearer to fp32 than the best so far."""
+        score = self.tools.search.measure(candidate.twin(), name)
+        kept = self.score is None or score.kl < worth * self.score.kl
+        self.log(name, score, kept)
+        if kept:
+            self.best, self.score = candidate, score
+
+    def log(self, name: str, score: Score, kept: bool, seconds: float | None = None) -> None:
+        """Add a rung, by default with the time since the one before it, and say what it brought."""
+        now = time.monotonic()
+        self.rungs.append(Rung(name, score, now - self._last if seconds is None else seconds, kept))
+        self._last = now
+        self.tools.monitor.say(
+            f"{name}: KL {score.kl:.4f}, agreement {score.agreement:.3f}, expected drop "
+            f"{score.expected_drop_pp:.2f} points (n {score.n}){'' if kept else '; not kept'}"
+        )
+
+
+def keeps(score: Score, max_drop: float, share: float = 1.0) -> bool:
+    """Whether a candidate with `share` of its MACs in INT8 is expected to lose well below `max_drop` points."""
+    return score.expected_drop_pp <= max_drop * (MARGIN if share >= MARGIN_WORTH else 1.0)
+
+
+def climb(start: Calibrated, source: onnx.ModelProto, method: str, rescue: str, max_drop: float, tools: Tools) -> Found:
+    """The first candidate that is expected to keep the contract, or the one nearest to fp32 of all that were tried.
+
+    `method`: auto or one of METHODS; `rescue`: how far to go (options.RESCUES). Raises GraphError.
+    """
+    climbing = _Climb(tools, max_drop, Candidate(source, start, method))
+    _methods(climbing, climbing.best, method)
+    if rescue != "none":
+        _free_rungs(climbing, method)
+    noises = _noises(tools, climbing.best)
+    if rescue != "none":
+        _leave_out(climbing, noises)
+    if rescue == "qat" and not climbing.enough:
+        _retrain(climbing, method)
+        noises = _noises(tools, climbing.best)
+        _leave_out(climbing, noises)
+    effects = climbing.effects or exclude.effects(
+        climbing.best, noises, tools.search, tools.monitor, exclude.XRAY_SHORTLIST, exclude.XRAY_IMAGES
+    )
+    return Found(climbing.best, tuple(climbing.rungs), noises, effects)
+
+
+def _methods(climbing: _Climb, base: Candidate, method: str, label: str = "") -> None:
+    for name in _distinct(base, method):
+        climbing.offer(f"{label}{name}", replace(base, method=name, steps=(*base.steps, name)))
+
+
+def _distinct(base: Candidate, method: str) -> Iterator[str]:
+    """The methods to try; one that gives the same ranges as another before it is left out."""
+    seen: set[tuple[float, ...]] = set()
+    for name in METHODS if method == "auto" else (method,):
+        ranges = base.found.ranges(name)
+        key = tuple(ranges[tensor] for tensor in sorted(ranges))
+        if key not in seen:
+            seen.add(key)
+            yield name
+
+
+def _free_rungs(climbing: _Climb, method: str) -> None:
+    """What costs the device nothing: other biases (seconds, so always), and other weights that say the same in fp32."""
+    plain = climbing.best
+    _correct(climbing, climbing.best)
+    if not climbing.enough:
+        _equalise(climbing, plain, method)
+
+
+def _equalise(climbing: _Climb, plain: Candidate, method: str) -> None:
+    """Equalised from `plain`, whose biases are as they were; then corrected, if it is to beat the best so far."""
+    tools = climbing.tools
+    source = equalise.equalised(plain.source, tools.calibration, tools.threads, tools.monitor)
+    if source is None:
+        tools.monitor.say("equalisation: the network has no two layers to scale against each other")
+        return
+    base = replace(plain, source=source, found=tools.calibrate(source))
+    best = min(
+        (replace(base, method=name, steps=(name, "equalised")) for name in _distinct(base, method)),
+        key=lambda candidate: tools.search.measure(candidate.twin(), f"equalised {candidate.method}").kl,
+    )
+    _correct(climbing, best, "equalised ")
+
+
+def _correct(climbing: _Climb, candidate: Candidate, label: str = "") -> None:
+    tools = climbing.tools
+    climbing.offer(
+        f"{label}bias corrected", candidate.corrected(tools.calibration, tools.threads, tools.monitor), _WORTH
+    )
+
+
+def _noises(tools: Tools, best: Candidate) -> Mapping[str, LayerNoise]:
+    return local.noise(best.source, best.placement, best.ranges, tools.calibration, tools.threads, tools.monitor)
+
+
+def _leave_out(climbing: _Climb, noises: Mapping[str, LayerNoise]) -> None:
+    """The fewest groups in float that are enough; they cost time on the device, so no more than that."""
+    if climbing.enough:
+        return
+    base, search = climbing.best, climbing.tools.search
+    climbing.effects = exclude.effects(base, noises, search, climbing.tools.monitor)
+    order = exclude.ranking(base, climbing.effects, noises)
+    trials, chosen = exclude.fewest(base, order, search, lambda score, share: keeps(score, climbing.max_drop, share))
+    for trial in trials:
+        name = f"{trial.count} group{'s' if trial.count > 1 else ''} in float"
+        candidate = replace(trial.candidate, steps=(*base.steps, name))
+        climbing.log(name, trial.score, trial is chosen, trial.seconds)
+        if trial is chosen:
+            climbing.best, climbing.score = candidate, trial.score
+
+
+def _retrain(climbing: _Climb, method: str) -> None:
+    source = climbing.tools.retrain(climbing.best)
+    if source is None:
+        return
+    base = Candidate(source, climbing.tools.calibrate(source), method, ("trained",))
+    _methods(climbing, base, method, "trained ")
+    if climbing.best.source is source:
+        _correct(climbing, climbing.best, "trained ")
