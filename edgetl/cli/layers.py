@@ -28,31 +28,34 @@ _WIDE = 100  # terminal columns from which operator and steps are shown too
 
 
 def xray_of(bundle: Bundle, profile: str | None = None, top: int | None = None) -> dict[str, Any]:
-    """{"layers": [...], "graph": {...}} of the newest int8 graph, `top` rows of it; of `profile` where one is given.
+    """{"layers": [...], "graph": {...}} of the newest int8 graph with an X-ray, `top` rows; of `profile` where given.
 
     Raises BundleError: no int8 graph, no X-ray of it, or a damaged file.
     """
-    graph = _newest(bundle, profile)
-    found = bundle.artifacts("layers", made_from=graph["sha256"])
-    if not found:
-        do = f"export it again: edgetl export {bundle.path} --int8"
-        raise BundleError("nothing is recorded of this int8 graph's layers", graph["file"], do)
-    body = read_json(bundle.file(found[-1]), "X-ray")
+    graph, found = _newest(bundle, profile)
+    body = read_json(bundle.file(found), "X-ray")
     about = {key: graph.get(key) for key in _GRAPH} | {key: body[key] for key in _ABOUT}
     rows = body["layers"]
     counts = {"layers": len(rows), "measured": sum(row["effect_n"] is not None for row in rows)}
     return {"layers": rows[:top], "graph": {**about, **counts}}
 
 
-def _newest(bundle: Bundle, profile: str | None) -> Row:
+def _newest(bundle: Bundle, profile: str | None) -> tuple[Row, Row]:
+    """The records of the graph and of its X-ray."""
     graphs = bundle.artifacts("graph", precision="int8")
     wanted = [graph for graph in graphs if profile in (None, graph["profile"])]
+    for graph in reversed(wanted):
+        found = bundle.artifacts("layers", made_from=graph["sha256"])
+        if found:
+            return graph, found[-1]
+    again = f"edgetl export {bundle.path} --int8"
     if wanted:
-        return wanted[-1]
+        do = f"export it again: {again}" if profile != "cpu" else "it is made for TensorRT's graphs: --profile trt10"
+        raise BundleError("nothing is recorded of this int8 graph's layers", wanted[-1]["file"], do)
     if graphs:
         there = ", ".join(sorted({str(graph["profile"]) for graph in graphs}))
         raise BundleError(f"the bundle has no int8 graph of profile {profile}", bundle.path, f"it has: {there}")
-    raise BundleError("the bundle has no int8 graph", bundle.path, f"make one: edgetl export {bundle.path} --int8")
+    raise BundleError("the bundle has no int8 graph", bundle.path, f"make one: {again}")
 
 
 def to_csv(rows: Sequence[Row]) -> str:
@@ -78,13 +81,17 @@ def show(console: Console, result: dict[str, Any]) -> None:
         + (f"; {share:.1%} of the multiply-accumulates run in INT8" if share is not None else ""),
         highlight=False,
     )
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
-    for title, right in _titles(wide):
+    gap = 2 if wide else 1
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, gap - 1, 0, 0), show_edge=False)
+    titles = _titles(wide)
+    for title, right in titles:
         table.add_column(title, justify="right" if right else "left", no_wrap=True)
-    names = shortened([row["node"] for row in rows], 44 if wide else 25)
-    for rank, (row, name) in enumerate(zip(rows, names, strict=True), start=1):
-        cells = [str(rank), name, *_cells(row, wide)]
-        table.add_row(*(Text(cell) for cell in cells), style="yellow" if row["kept_float"] else "")
+    cells = [[str(rank), "", *_cells(row, wide)] for rank, row in enumerate(rows, start=1)]
+    taken = [max(map(len, column)) + gap for column in zip([title for title, _ in titles], *cells, strict=True)]
+    left = console.width - sum(taken) + taken[1]  # names get what the figures leave
+    names = shortened([row["node"] for row in rows], max(12, left - gap))
+    for row, name, (rank, _, *figures) in zip(rows, names, cells, strict=True):
+        table.add_row(*(Text(cell) for cell in (rank, name, *figures)), style="yellow" if row["kept_float"] else "")
     console.print(table)
     for line in _footer(rows, graph):
         console.print(line, style="dim", highlight=False, markup=False)

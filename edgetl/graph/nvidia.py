@@ -64,6 +64,12 @@ class Settled:
     built: Built | None
     left_out: tuple[str, ...]
 
+    def record(self) -> dict[str, Any] | None:
+        """What the graph's artifact says of it; None where nobody was asked."""
+        if self.built is None:
+            return None
+        return {**self.built.record(), "left_out": dict.fromkeys(self.left_out, IN_FLOAT)}
+
 
 Make = Callable[[tuple[str, ...]], tuple[onnx.ModelProto, Path]]
 

@@ -96,6 +96,8 @@ def test_what_falls_back_is_left_out_once_and_told(tiny_graph: MakeGraph) -> Non
     found = nvidia.settled(make, heard)
     assert asked == [(), ("c1",)] and found.left_out == ("c1",)
     assert found.path == good and found.built is not None and found.built.fallbacks == ()
+    record = found.record()
+    assert record is not None and record["left_out"] == {"c1": nvidia.IN_FLOAT} and record["fallbacks"] == []
     assert len(heard.warnings) == 1 and "c1: NVIDIA's builder runs it in float" in heard.warnings[0]
 
 
