@@ -97,6 +97,20 @@ def _recipe(row: Row) -> list[str]:
     ]
 
 
+def _cpu_int8(row: Row) -> list[str]:
+    v = row["values"]
+    return [
+        row["case"],
+        f"{v['fp32_ms']:.2f}",
+        f"{v['int8_ms']:.2f}",
+        f"**{v['ratio']:.2f}x**",
+        f"{v['agreement']:.3f} ({v['n_images']})",
+        _percent(v["int8_macs_share"]),
+        f"{v['fp32_mb']:.1f} > {v['int8_mb']:.1f}",
+        f"{v['weight_bits']} ({v['weight_bits_why']})",
+    ]
+
+
 def _seconds(value: float | None) -> str:
     return "-" if value is None else f"{value:.1f}"
 
@@ -108,6 +122,13 @@ def _percent(value: Any) -> str:
 _TABLES: dict[str, tuple[list[str], Callable[[Row], list[str]]]] = {
     "startup": (["command", "runs", "median, s", "worst, s", "limit, s", "heavy modules loaded"], _startup),
     "memory": (["work", "MB (few images)", "MB (many)", "growth", "baseline MB"], _memory),
+    "cpu_int8": (
+        [
+            *("network", "FP32 p50, ms", "INT8 p50, ms", "ratio", "top-1 agrees with PyTorch (images)"),
+            *("MACs in INT8", "file, MB", "weight bits"),
+        ],
+        _cpu_int8,
+    ),
     "recipe": (
         [
             *("data, backbone, strategy", "train images", "recipe's best val", "recipe to it, s"),

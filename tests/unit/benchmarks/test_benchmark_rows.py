@@ -10,11 +10,17 @@ import jsonschema
 import pytest
 
 from benchmarks import tables
+from benchmarks.__main__ import SUITES
+from benchmarks.cpu_int8 import side_by_side
 from benchmarks.memory import grown
 from benchmarks.recipe import compared
 from benchmarks.rows import RESULTS, SCHEMA, Case, append, latest, read, row
 
 STARTUP = {"runs": 3, "median_s": 0.31, "worst_s": 0.4, "limit_s": 0.5, "heavy_modules": ""}
+CPU_INT8 = {
+    **{"n_images": 256, "fp32_ms": 5.0, "int8_ms": 2.5, "ratio": 2.0, "agreement": 0.99, "drop_pp": 0.1},
+    **{"fp32_mb": 9.0, "int8_mb": 2.5, "int8_macs_share": 1.0, "weight_bits": 8, "weight_bits_why": "avx512_vnni"},
+}
 MEMORY = grown({"peak_mb": 100.0, "baseline_mb": 700.0}, {"peak_mb": 103.0, "baseline_mb": 701.0}, 64, 512)
 
 
@@ -49,7 +55,13 @@ def test_schema_is_a_json_schema() -> None:
 
 @pytest.mark.parametrize(
     ("suite", "values"),
-    [("startup", STARTUP), ("memory", MEMORY), ("recipe", recipe_values()), ("recipe", recipe_values(0.1))],
+    [
+        ("startup", STARTUP),
+        ("memory", MEMORY),
+        ("cpu_int8", CPU_INT8),
+        ("recipe", recipe_values()),
+        ("recipe", recipe_values(0.1)),
+    ],
 )
 def test_a_row_of_each_suite_is_kept_and_read_back(tmp_path: Path, suite: str, values: dict[str, Any]) -> None:
     first, second = (row(Case(suite, name, quick=False), 2, values) for name in ("a", "b"))
@@ -104,6 +116,16 @@ def test_where_the_probe_suffices_no_epoch_is_counted() -> None:
     assert compared(epochs(0.3, 0.4), ours(0.9, seconds=6.0), history(0.7, 0.8, 0.9))["ratio"] == 6.67
 
 
+def test_the_cpu_ratio_is_of_the_medians_of_one_bench() -> None:
+    graph = {"int8_macs_share": 1.0, "weight_bits": 8, "weight_bits_why": "avx512_vnni"}
+    common = {"n_images": 256, "agreement": 0.99, "drop_pp": 0.1}
+    rows = {
+        "fp32": {**common, "latency_ms": {"p50": 5.0}, "size_bytes": 9_000_000},
+        "int8": {**common, "latency_ms": {"p50": 2.5}, "size_bytes": 2_500_000},
+    }
+    assert side_by_side(rows, graph) == CPU_INT8
+
+
 def test_growth_is_of_the_peak_above_the_baseline() -> None:
     assert MEMORY["growth_percent"] == 3.0
     assert (
@@ -139,7 +161,7 @@ def test_the_readme_of_this_repository_has_a_block_for_each_table_and_is_up_to_d
     copy.write_text(tables.README.read_text(encoding="utf-8"), encoding="utf-8")
     tables.write(RESULTS, copy)
     assert copy.read_text(encoding="utf-8") == tables.README.read_text(encoding="utf-8")
-    assert copy.read_text(encoding="utf-8").count("<!-- table: ") == 3
+    assert copy.read_text(encoding="utf-8").count("<!-- table: ") == len(SUITES)
 
 
 def test_an_unknown_table_is_an_error(tmp_path: Path) -> None:
