@@ -56,6 +56,8 @@ def corrected(
     """
     out = surgery.unshared(source)
     holders = _holders(out, twin)
+    if not holders:
+        return out
     names = [holder.node + _SHIFT for holder in holders]
     run = session(_side_by_side(source, twin, holders), names, threads, simulate=True)
     sums = [np.zeros(holder.channels) for holder in holders]

@@ -24,9 +24,8 @@ from edgetl.graph.pixels import Pixels
 from edgetl.images import to_batch
 from edgetl.monitor import SILENT, Monitor
 
-ALPHA = (
-    0.75  # how much of the difficulty moves into the weights, whose rows have scales of their own; tried: docs/log.md
-)
+# How much of the difficulty moves into the weights: more than SmoothQuant's 0.5, since each row has its own scale.
+ALPHA = 0.75
 _NARROWEST = 1e-5  # of the widest channel: narrower ones are not widened further
 
 Floats = npt.NDArray[np.float64]
