@@ -9,13 +9,15 @@ import numpy.typing as npt
 import onnx
 
 from edgetl.bundle import NewArtifact, canonical_json, sha256_bytes
+from edgetl.engine import PROXY
 from edgetl.graph import guard as guards
-from edgetl.graph import qdq
+from edgetl.graph import layers, qdq
 from edgetl.graph.calibrate import Statistics, overflowing
 from edgetl.graph.candidate import Candidate
 from edgetl.graph.ladder import Found, Tools, climb
-from edgetl.graph.nvidia import int8_coverage
+from edgetl.graph.nvidia import IN_FLOAT, Settled, settled
 from edgetl.graph.pixels import logits_of
+from edgetl.graph.qat import QatOptions, trained
 from edgetl.graph.quantise import Calibrated, calibrated, placed
 from edgetl.graph.reference import based_on, reference_backend
 from edgetl.graph.run import Run
@@ -57,24 +59,51 @@ def int8(run: Run, start: Calibrated) -> None:
     """Search for the INT8 network, write its graph, judge that, and add it to what will be recorded."""
     options = run.options
     found = climb(start, run.source, options.method, options.rescue, options.max_drop, _tools(run, start))
-    winner = found.candidate
-    run.monitor.say(f"chosen: {', '.join(winner.steps)} ({start.statistics.n} calibration images)")
-    graph = _lowered(run, winner)
-    model, path = run.shipped(graph, Precision.INT8)
-    run.guard = _judged(run, OrtBackend(path, threads=options.threads), found)
-    share, remarks = int8_coverage(model, path, run.monitor)
+    run.monitor.say(f"chosen: {', '.join(found.candidate.steps)} ({start.statistics.n} calibration images)")
+    made = settled(lambda left_out: run.shipped(_lowered(run, found.candidate.leaving(left_out)), Precision.INT8))
+    winner = found.candidate.leaving(made.left_out)
+    convergence = winner.found.convergence(winner.method)
+    if convergence is not None:
+        run.monitor.say(f"calibration: {convergence}")
+    run.guard = {
+        **_judged(run, OrtBackend(made.path, threads=options.threads), found, winner),
+        "calibration": {"n": winner.found.statistics.n, "convergence": convergence and convergence.to_json()},
+    }
     extra: dict[str, Any] = {
         "method": winner.method,
         "steps": list(winner.steps),
         "calibration_images": start.statistics.n,
         "met": run.guard["met"],
         "guard": run.guard,
-        "int8_macs_share": share,
-        "coverage": remarks,
+        "trained": run.trained,
+        "int8_macs_share": None if made.built is None else made.built.int8_macs_share,
+        "coverage": None if made.built is None else made.built.record(),
     }
     if run.profile is Profile.TRT8:
         extra["build_flags"] = ["INT8", "FP16"]
-    run.record(model, path, Precision.INT8, extra)
+    run.record(made.model, made.path, Precision.INT8, extra)
+    run.new.append(_xray(run, found, made))
+
+
+def _xray(run: Run, found: Found, made: Settled) -> NewArtifact:
+    """The layers of the INT8 graph, as they are recorded beside it."""
+    winner = found.candidate
+    left = {**dict.fromkeys(winner.in_float, layers.FOR_ACCURACY), **dict.fromkeys(made.left_out, IN_FLOAT)}
+    precisions = None if made.built is None else made.built.precisions
+    calibration = winner.found
+    rows = layers.xray(
+        winner.source,
+        calibration.placement,
+        winner.ranges,
+        calibration.statistics,
+        found.noises,
+        found.effects,
+        precisions,
+        left,
+    )
+    proxy = None if made.built is None else PROXY
+    facts = {**run.facts(), "profile": run.profile}
+    return layers.artifact(rows, made.path, winner.method, calibration.statistics.n, proxy, facts)
 
 
 def _tools(run: Run, start: Calibrated) -> Tools:
@@ -89,7 +118,16 @@ def _tools(run: Run, start: Calibrated) -> Tools:
     by_agreement = options.guard == "agreement"
     answers = _answers(run, "guard")
     search = Search(run.source, run.decoded("search"), run.scratch, answers, by_agreement, options.threads, run.monitor)
-    return Tools(search, pixels, again, lambda best: None, options.threads, run.monitor)
+    return Tools(search, pixels, again, lambda best: _retrained(run, best), options.threads, run.monitor)
+
+
+def _retrained(run: Run, best: Candidate) -> onnx.ModelProto | None:
+    """The float graph of `best` trained to answer as the source graph does when it is quantised; None: no better."""
+    settings = QatOptions(seed=run.options.seed, threads=run.options.threads)
+    pixels = run.decoded("training")
+    found = trained(best.source, best.placement, best.ranges, run.source, pixels, settings, run.monitor)
+    run.trained = found.record
+    return found.source
 
 
 def _lowered(run: Run, winner: Candidate) -> onnx.ModelProto:
@@ -113,7 +151,7 @@ def _answers(run: Run, name: str) -> Logits:
     return run.answers[name]
 
 
-def _judged(run: Run, candidate: Backend, found: Found) -> dict[str, Any]:
+def _judged(run: Run, candidate: Backend, found: Found, winner: Candidate) -> dict[str, Any]:
     """The verdict on the shipped graph: the guard's images decide, the test images stand beside them."""
     contract = guards.Contract.of(run.options)
     assert run.sets.guard is not None
@@ -126,7 +164,7 @@ def _judged(run: Run, candidate: Backend, found: Found) -> dict[str, Any]:
     finally:
         candidate.close()
     shown = guards.measured(seen, run.bundle.labels, run.sets.guard.name, candidate.evidence)
-    return guards.judge(contract, seen, shown, test, (found.rungs, found.candidate.in_float, found.effects))
+    return guards.judge(contract, seen, shown, test, (found.rungs, winner.in_float, found.effects))
 
 
 def _compared(run: Run, candidate: Backend, name: str, max_drop: float) -> Paired:

@@ -56,12 +56,17 @@ class Found:
 
 @dataclass
 class _Climb:
-    """The best candidate so far and how it was come by."""
+    """The best candidate so far and how it was come by.
+
+    `share`: of the MACs that were quantised and still are; `whole_score`: of the best with nothing in float.
+    """
 
     tools: Tools
     max_drop: float
     best: Candidate
     score: Score | None = None
+    share: float = 1.0
+    whole_score: Score | None = None
     rungs: list[Rung] = field(default_factory=list)
     effects: tuple[Effect, ...] = ()
     _last: float = field(default_factory=time.monotonic)
@@ -69,7 +74,7 @@ class _Climb:
     @property
     def enough(self) -> bool:
         """Whether the best candidate is expected to keep the contract."""
-        return self.score is not None and keeps(self.score, self.max_drop)
+        return self.score is not None and keeps(self.score, self.max_drop, self.share)
 
     def offer(self, name: str, candidate: Candidate, worth: float = 1.0) -> None:
         """Measure a rung; keep its candidate where it is nearer to fp32 than the best so far."""
@@ -77,7 +82,7 @@ class _Climb:
         kept = self.score is None or score.kl < worth * self.score.kl
         self.log(name, score, kept)
         if kept:
-            self.best, self.score = candidate, score
+            self.best, self.score, self.whole_score = candidate, score, score
 
     def log(self, name: str, score: Score, kept: bool, seconds: float | None = None) -> None:
         """Add a rung, by default with the time since the one before it, and say what it brought."""
@@ -104,13 +109,12 @@ def climb(start: Calibrated, source: onnx.ModelProto, method: str, rescue: str, 
     _methods(climbing, climbing.best, method)
     if rescue != "none":
         _free_rungs(climbing, method)
-    noises = _noises(tools, climbing.best)
+    whole, noises = climbing.best, _noises(tools, climbing.best)
     if rescue != "none":
         _leave_out(climbing, noises)
-    if rescue == "qat" and not climbing.enough:
-        _retrain(climbing, method)
+    if rescue == "qat" and not climbing.enough and _retrain(climbing, whole):
         noises = _noises(tools, climbing.best)
-        _leave_out(climbing, noises)
+        _leave_out(climbing, noises, "trained, ")
     effects = climbing.effects or exclude.effects(
         climbing.best, noises, tools.search, tools.monitor, exclude.XRAY_SHORTLIST, exclude.XRAY_IMAGES
     )
@@ -167,7 +171,7 @@ def _noises(tools: Tools, best: Candidate) -> Mapping[str, LayerNoise]:
     return local.noise(best.source, best.placement, best.ranges, tools.calibration, tools.threads, tools.monitor)
 
 
-def _leave_out(climbing: _Climb, noises: Mapping[str, LayerNoise]) -> None:
+def _leave_out(climbing: _Climb, noises: Mapping[str, LayerNoise], label: str = "") -> None:
     """The fewest groups in float that are enough; they cost time on the device, so no more than that."""
     if climbing.enough:
         return
@@ -176,18 +180,27 @@ def _leave_out(climbing: _Climb, noises: Mapping[str, LayerNoise]) -> None:
     order = exclude.ranking(base, climbing.effects, noises)
     trials, chosen = exclude.fewest(base, order, search, lambda score, share: keeps(score, climbing.max_drop, share))
     for trial in trials:
-        name = f"{trial.count} group{'s' if trial.count > 1 else ''} in float"
-        candidate = replace(trial.candidate, steps=(*base.steps, name))
+        name = f"{label}{trial.count} group{'s' if trial.count > 1 else ''} in float"
         climbing.log(name, trial.score, trial is chosen, trial.seconds)
         if trial is chosen:
-            climbing.best, climbing.score = candidate, trial.score
+            climbing.best = replace(trial.candidate, steps=(*base.steps, name))
+            climbing.score, climbing.share = trial.score, trial.share
 
 
-def _retrain(climbing: _Climb, method: str) -> None:
-    source = climbing.tools.retrain(climbing.best)
+def _retrain(climbing: _Climb, whole: Candidate) -> bool:
+    """Train from `whole`, which leaves nothing in float; whether that brought it nearer to fp32.
+
+    Its biases are not corrected: training saw them together with the noise, and against the trained graph's
+    own float answers, which nobody asks for, a correction would lead away.
+    """
+    source = climbing.tools.retrain(whole)
     if source is None:
-        return
-    base = Candidate(source, climbing.tools.calibrate(source), method, ("trained",))
-    _methods(climbing, base, method, "trained ")
-    if climbing.best.source is source:
-        _correct(climbing, climbing.best, "trained ")
+        climbing.tools.monitor.say("training brought nothing")
+        return False
+    trained = replace(whole, source=source, plain=None, steps=(*whole.steps, "trained"))
+    score = climbing.tools.search.measure(trained.twin(), "trained")
+    kept = climbing.whole_score is None or score.kl < climbing.whole_score.kl
+    climbing.log("trained", score, kept)
+    if kept:
+        climbing.best, climbing.score, climbing.share = trained, score, 1.0
+    return kept

@@ -30,7 +30,8 @@ _TOOLS = ("torch", "onnx", "onnxruntime", "onnxslim", "nvidia-modelopt")
 class Run:
     """One export. `proof`: pixels and reference logits that every graph is checked on.
 
-    `pixels` and `answers` (the reference's logits) are kept by the name of their set.
+    `pixels` and `answers` (the reference's logits) are kept by the name of their set; `trained` tells what
+    quantisation-aware training did, where there was any.
     """
 
     bundle: Bundle
@@ -43,6 +44,7 @@ class Run:
     child: Worker | None = None
     new: list[NewArtifact] = field(default_factory=list)
     guard: dict[str, Any] | None = None
+    trained: dict[str, Any] | None = None
     pixels: dict[str, Pixels] = field(default_factory=dict)
     answers: dict[str, npt.NDArray[np.float32]] = field(default_factory=dict)
 

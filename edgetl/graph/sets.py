@@ -12,6 +12,7 @@ from edgetl.graph.options import ExportOptions
 from edgetl.images import Sample, draw_balanced
 from edgetl.images.of_bundle import open_data, read_unlabelled, without
 
+TRAINING_IMAGES = 4096  # for --rescue qat; decoded into a scratch file of 0.6 GB at 224 px
 TEST_IMAGES = 512  # what the shipped graph's drop is shown on beside val; the bench takes all of them
 SEARCH_IMAGES = 256  # enough to rank methods and groups of layers by KL; each costs one simulated pass
 _NAMED = 5  # missing classes that a remark names
@@ -30,13 +31,14 @@ class ImageSet:
 class ImageSets:
     """calibration: for ranges; search: to choose by; guard: for the verdict; test: a second look at what was judged.
 
-    remarks: what the user should know.
+    training: for --rescue qat (it may hold the calibration set); remarks: what the user should know.
     """
 
     calibration: ImageSet | None = None
     search: ImageSet | None = None
     guard: ImageSet | None = None
     test: ImageSet | None = None
+    training: ImageSet | None = None
     remarks: tuple[str, ...] = field(default=())
 
 
@@ -54,7 +56,11 @@ def image_sets(bundle: Bundle, options: ExportOptions) -> ImageSets:
     test = _test(bundle, options, [*drawn.samples, *guard.samples])
     judged = [*guard.samples, *(test.samples if test else ())]
     calibration, search = _apart(drawn, without(pool, [*drawn.samples, *judged]), options.seed)
-    return ImageSets(calibration, search, guard, test, _remarks(bundle, calibration))
+    training = None
+    if options.rescue == "qat":
+        free = without(pool, [*search.samples, *judged])
+        training = ImageSet(drawn.root, draw_balanced(free, TRAINING_IMAGES, options.seed), drawn.name)
+    return ImageSets(calibration, search, guard, test, training, _remarks(bundle, calibration))
 
 
 def _drawn(bundle: Bundle, options: ExportOptions) -> tuple[ImageSet, Sequence[Sample]]:

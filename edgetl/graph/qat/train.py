@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from edgetl.errors import GraphError, InputError
 from edgetl.graph import surgery
-from edgetl.graph.pixels import Pixels, logits_of
+from edgetl.graph.pixels import Pixels
 from edgetl.graph.placement import Placement
 from edgetl.graph.qat.network import GraphNetwork
 from edgetl.graph.qat.options import QatOptions
@@ -34,10 +34,10 @@ _HELD_OUT = 10  # every tenth image judges and is not trained on
 _JUDGES = 256  # of them at most: judging should cost a fraction of the training
 _LOOKS = 8  # how often it is judged, evenly spread over the steps
 _TIMED = 4  # steps that tell how long the others will take
+_PART = 8  # images judged at a time
 _STEP_BYTES = 512 << 20  # of activations kept for the backward pass; a larger batch is fed in parts
 _SMALLEST_SPREAD = 1e-3  # of logits: below it a network is constant and rounding is all there is
 _SAME = 1e-3  # of the spread of the logits: PyTorch and onnxruntime differ by rounding only
-Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -74,29 +74,25 @@ def trained(
     started = time.monotonic()
     with _threads(options.threads):
         network = GraphNetwork(source, placement, amax)
-        _check(network, _answers(source, pixels.head(2), options.threads, SILENT), pixels)
-        answers = _answers(teacher, pixels, options.threads, monitor)
-        run = _Run(network, GraphNetwork(teacher, Placement({}, {}, ()), {}), pixels, answers, options, monitor)
-        better = run.train()
-        out = network.written(source) if better else None
+        wise = GraphNetwork(teacher, Placement({}, {}, ()), {})
+        _check(network, source, pixels)
+        _check(wise, teacher, pixels)
+        run = _Run(network, wise, pixels, options, monitor)
+        out = network.written(source) if run.train() else None
     record = {**run.record, "seconds": round(time.monotonic() - started, 3)}
     return Trained(out, dict(amax), record)
 
 
-def _answers(graph: onnx.ModelProto, pixels: Pixels, threads: int, monitor: Monitor) -> Floats:
-    """Logits of a float graph by onnxruntime, which is faster than PyTorch."""
-    path = surgery.save(graph, pixels.path.with_name("teacher.onnx"))
-    backend = OrtBackend(path, threads=threads)
+def _check(network: GraphNetwork, graph: onnx.ModelProto, pixels: Pixels) -> None:
+    """Raise GraphError unless `network` says in fp32 what onnxruntime says of its graph."""
+    batch = to_batch(pixels.first(2), "float32")
+    path = surgery.save(graph, pixels.path.with_name("float.onnx"))
+    backend = OrtBackend(path, threads=torch.get_num_threads())
     try:
-        return logits_of(backend, pixels, monitor, "qat: fp32")
+        expected = backend.run(batch)
     finally:
         backend.close()
         path.unlink()
-
-
-def _check(network: GraphNetwork, expected: Floats, pixels: Pixels) -> None:
-    """Raise GraphError unless the network says in fp32 what onnxruntime says of its graph."""
-    batch = to_batch(pixels.first(len(expected)), "float32")
     with torch.no_grad():
         given = network(torch.from_numpy(batch), quantised=False).numpy()
     away, spread = float(np.abs(given - expected).max()), float(np.ptp(expected))
@@ -119,37 +115,52 @@ def _threads(threads: int) -> Iterator[None]:
 
 
 class _Run:
-    """One training run of `network`; `logits` float32 (n, C) are the fp32 graph's answers."""
+    """One training run of `network`, which is to answer as `teacher` does."""
 
     def __init__(
-        self,
-        network: GraphNetwork,
-        teacher: GraphNetwork,
-        pixels: Pixels,
-        logits: Floats,
-        options: QatOptions,
-        monitor: Monitor,
+        self, network: GraphNetwork, teacher: GraphNetwork, pixels: Pixels, options: QatOptions, monitor: Monitor
     ) -> None:
-        self.network, self.options, self.monitor = network, options, monitor
-        self._teacher = teacher
-        self._images = np.memmap(pixels.path, np.uint8, "r", shape=(pixels.n, *pixels.first(1).shape[1:]))
-        self._logits = torch.from_numpy(logits)
-        self._judges = np.arange(0, pixels.n, _HELD_OUT)[:_JUDGES]
-        self._learned = np.setdiff1d(np.arange(pixels.n), np.arange(0, pixels.n, _HELD_OUT))
+        self.options, self.monitor = options, monitor
+        self._network, self._teacher = network, teacher
+        self._pixels, self._shape = pixels, pixels.first(1).shape[1:]
+        held_out = np.arange(0, pixels.n, _HELD_OUT)
+        self._judges = np.array_split(held_out[:_JUDGES], -(-min(len(held_out), _JUDGES) // _PART))
+        self._learned = np.setdiff1d(np.arange(pixels.n), held_out)
         self._optimizer = torch.optim.Adam(network.parameters(), lr=options.lr)
         self._random = np.random.default_rng(options.seed)
-        self._part = 1
+        self._part = self._parts()
+        with torch.no_grad():
+            self._expected = [teacher(self._batch(part), quantised=False) for part in self._judges]
         self.record: dict[str, Any] = {}
 
+    def _parts(self) -> int:
+        """How many images go through at once, from the memory of two beyond that of one: the graph alone decides."""
+        kept = 0
+
+        def count(tensor: torch.Tensor) -> torch.Tensor:
+            nonlocal kept
+            kept += tensor.numel() * tensor.element_size()
+            return tensor
+
+        sizes = []
+        for n in (1, 2):
+            kept = 0
+            with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+                self._network(self._batch(self._learned[:n]))
+            sizes.append(kept)
+        return int(np.clip(_STEP_BYTES // max(sizes[1] - sizes[0], 1), 1, self.options.batch))
+
     def train(self) -> bool:
-        """Whether the network is now better than it was, by the divergence on the images held out."""
+        """Whether the network is now better than it was, by the divergence on the images held out.
+
+        The best state is put back, also after a learning rate that ruined everything.
+        """
         options = self.options
-        first = best = self._judged()
+        looks = [self._judged()]
         kept = self._state()
         planned = steps = max(1, options.epochs * len(self._learned) // options.batch)
         order = self._batches()
         done, loss = 0, math.nan
-        self._fit_to_memory()
         started = time.monotonic()
         while done < steps:
             loss = self._step(next(order), done / steps)
@@ -157,35 +168,36 @@ class _Run:
             if done == _TIMED:
                 steps = _affordable(planned, (time.monotonic() - started) / done, options.minutes * 60)
             if not math.isfinite(loss):
-                break  # a learning rate far too high: what was best before is kept
+                break
             self.monitor.progress("qat", done, steps)
             if done % max(1, steps // _LOOKS) == 0 or done == steps:
-                now = self._judged()
-                if now < best:
-                    best, kept = now, self._state()
+                looks.append(self._judged())
+                if looks[-1] < min(looks[:-1]):
+                    kept = self._state()
         self._restore(kept)
-        self._remember(planned, done, loss, first, best)
-        return best < first
+        self._remember(planned, done, loss, looks)
+        return min(looks) < looks[0]
 
-    def _remember(self, planned: int, done: int, loss: float, first: float, best: float) -> None:
+    def _remember(self, planned: int, done: int, loss: float, looks: list[float]) -> None:
         self.record = {
             "options": asdict(self.options),
             "images": len(self._learned),
-            "held_out": len(self._judges),
+            "held_out": sum(len(part) for part in self._judges),
             "steps": done,
             "cut_short": done < planned,
             "loss": loss if math.isfinite(loss) else None,
-            "kl_before": first,
-            "kl_after": best,
+            "kl_before": looks[0],
+            "kl_after": min(looks),
+            "kl": [look if math.isfinite(look) else None for look in looks],
             "versions": {"torch": version("torch")},
         }
 
     def _state(self) -> list[torch.Tensor]:
-        return [change.detach().clone() for change in self.network.changes]
+        return [change.detach().clone() for change in self._network.changes]
 
     def _restore(self, state: list[torch.Tensor]) -> None:
         with torch.no_grad():
-            for change, value in zip(self.network.changes, state, strict=True):
+            for change, value in zip(self._network.changes, state, strict=True):
                 change.copy_(value)
 
     def _batches(self) -> Iterator[npt.NDArray[np.int64]]:
@@ -199,20 +211,12 @@ class _Run:
 
     def _batch(self, indices: npt.NDArray[np.int64]) -> torch.Tensor:
         """float32 (B, 3, S, S), channels_last in memory as the pixels are."""
-        return torch.from_numpy(self._images[indices]).permute(0, 3, 1, 2).float()
-
-    def _fit_to_memory(self) -> None:
-        """How many images go through at once: a number that depends on the graph alone, so that bits do not."""
-        kept = 0
-
-        def count(tensor: torch.Tensor) -> torch.Tensor:
-            nonlocal kept
-            kept += tensor.numel() * tensor.element_size()
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-            self.network(self._batch(self._learned[:1]))
-        self._part = int(np.clip(_STEP_BYTES // max(kept, 1), 1, self.options.batch))
+        images = np.empty((len(indices), *self._shape), dtype=np.uint8)
+        with self._pixels.path.open("rb") as source:
+            for row, index in zip(images, indices, strict=True):
+                source.seek(int(index) * row.nbytes)
+                source.readinto(row.data)
+        return torch.from_numpy(images).permute(0, 3, 1, 2).float()
 
     def _step(self, indices: npt.NDArray[np.int64], share: float) -> float:
         """One step at `share` (0 to 1) of the way; its loss."""
@@ -225,41 +229,35 @@ class _Run:
             images = self._views(part)
             with torch.no_grad():
                 wanted = self._teacher(images, quantised=False)
-            loss = self._divergence(self.network(images), wanted) / len(indices)
+            loss = _divergence(self._network(images), wanted, self.options.temperature) / len(indices)
             loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
         self._optimizer.step()
         return total
 
     def _views(self, indices: npt.NDArray[np.int64]) -> torch.Tensor:
-        """The images, each mirrored or not and mixed with another: the teacher is asked about these very views.
+        """The images, half of them mirrored.
 
-        A function is matched and no class is claimed, so a view need not make sense (Beyer et al. 2022).
+        Also where a mirrored image is of another class or of none: the teacher is asked about this very view,
+        so a function is matched and no class is claimed (Beyer et al. 2022).
         """
         images = self._batch(indices)
         mirrored = torch.from_numpy(self._random.random(len(indices)) < 0.5)
-        images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
-        others = self._batch(self._random.choice(self._learned, len(indices)))
-        share = torch.from_numpy(self._random.uniform(0.5, 1.0, len(indices)).astype(np.float32))
-        return torch.lerp(others, images, share[:, None, None, None])
-
-    def _divergence(self, given: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-        """Sum over images of KL(wanted || given) at the temperature, times its square to keep gradients alike."""
-        heat = self.options.temperature
-        expected = functional.log_softmax(wanted / heat, dim=1)
-        found = functional.log_softmax(given / heat, dim=1)
-        return functional.kl_div(found, expected, reduction="sum", log_target=True) * heat**2
+        return torch.where(mirrored[:, None, None, None], images.flip(3), images)
 
     def _judged(self) -> float:
         """Mean KL(fp32 || int8), at temperature 1, over the images held out."""
-        total = 0.0
         with torch.no_grad():
-            for start in range(0, len(self._judges), 8):
-                part = self._judges[start : start + 8]
-                found = functional.log_softmax(self.network(self._batch(part)), dim=1)
-                wanted = functional.log_softmax(self._logits[part], dim=1)
-                total += float(functional.kl_div(found, wanted, reduction="sum", log_target=True))
-        return total / len(self._judges)
+            parts = zip(self._judges, self._expected, strict=True)
+            total = sum(float(_divergence(self._network(self._batch(part)), wanted)) for part, wanted in parts)
+        return total / sum(len(part) for part in self._judges)
+
+
+def _divergence(given: torch.Tensor, wanted: torch.Tensor, heat: float = 1.0) -> torch.Tensor:
+    """Sum over images of KL(wanted || given) at a temperature, times its square to keep gradients alike."""
+    expected = functional.log_softmax(wanted / heat, dim=1)
+    found = functional.log_softmax(given / heat, dim=1)
+    return functional.kl_div(found, expected, reduction="sum", log_target=True) * heat**2
 
 
 def _affordable(planned: int, seconds: float, budget: float) -> int:
