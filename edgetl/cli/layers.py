@@ -24,6 +24,7 @@ COLUMNS = (
 )  # fmt: skip
 _GRAPH = ("profile", "precision", "input", "file", "sha256", "bytes", "opset", "met", "int8_macs_share")
 _ABOUT = ("method", "calibration_n", "evidence", "builder")
+_SMALL_KL = 5e-4  # nats; below it one digit and the power of ten say more than four decimals
 _WIDE = 100  # terminal columns from which operator and steps are shown too
 
 
@@ -111,7 +112,7 @@ def _cells(row: Row, wide: bool) -> list[str]:
         f"{row['amax']:.3g}",
         _short(100 * row["clipped"]),
         _or_dash(row["sqnr_db"], ".1f"),
-        _or_dash(row["kl_regained"], "+.4f"),
+        _or_dash(row["kl_regained"], "+.4f" if abs(row["kl_regained"] or 1) >= _SMALL_KL else "+.0e"),
         _or_dash(None if agreement is None else 100 * agreement, "+.1f"),
         f"{100 * row['macs_share']:.1f}",
     ]

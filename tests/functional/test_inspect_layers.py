@@ -93,6 +93,12 @@ def test_the_table_fits_and_says_what_its_columns_are(
     assert "1 of 3 layers measured" in text and "* left in float: 1 for accuracy" in text
 
 
+def test_small_effects_do_not_show_as_none(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = [row("a", kl_regained=3.2e-5, effect_n=64), row("b", kl_regained=-4e-7, effect_n=64)]
+    shown = "\n".join(at(80, with_xray(bundle, small), monkeypatch))
+    assert " +3e-05 " in shown and " -4e-07 " in shown
+
+
 def test_a_wide_terminal_shows_weight_steps_and_operators(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wide, narrow = ("\n".join(at(width, bundle, monkeypatch)) for width in (120, 80))
     assert "0.001 .. 0.25" in wide and " Conv " in wide
