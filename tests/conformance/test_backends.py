@@ -21,8 +21,8 @@ from edgetl.runtime.binding import TENSORRT, TENSORRT_RTX
 SIZE, LABELS, MAX_BATCH = 32, ["ant", "bee", "cat", "dog"], 4
 BACKBONE = "shufflenet_v2_x0_5"
 
-# Relative to the spread of the logits: fp32 against fp32 of another library.
-TOLERANCE = 1e-3
+# Relative to the spread of the logits: fp32 against fp32 of another library; and int8, whose answers are its own.
+TOLERANCE, INT8_TOLERANCE = 1e-3, 0.15
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +90,25 @@ def ort_backend(bundle: Path) -> Backend:
     return OrtBackend(opened.file(opened.artifact("graph", precision="fp32")), threads=1)
 
 
+def ort_int8_backend(bundle: Path) -> Backend:
+    """The same network in onnxruntime's own int8 kernels, calibrated on the images of these tests."""
+    from edgetl.graph import surgery
+    from edgetl.graph.calibrate import Calibration
+    from edgetl.graph.cpu import counted, cpu_placement
+    from edgetl.graph.cpu_qdq import cpu_inserted, cpu_ranges
+    from edgetl.graph.placement import Placement
+    from edgetl.runtime.ort import OrtBackend
+
+    opened = Bundle.open(bundle)
+    source = surgery.tidied(surgery.load(opened.file(opened.artifact("graph", precision="fp32"))))
+    products = Placement({}, {(n.name, 1): 0 for n in source.graph.node if n.op_type in ("Conv", "Gemm")}, ())
+    calibration = Calibration(source, counted(source, products), threads=1)
+    calibration.feed(image.transpose(1, 2, 0).astype(np.uint8) for image in images(4 * MAX_BATCH))
+    placed = cpu_placement(source, products)
+    limits = cpu_ranges(calibration.statistics.histograms, "max", placed.groups)
+    return OrtBackend(surgery.save(cpu_inserted(source, placed, limits), bundle.parent / "cpu-int8.onnx"), threads=1)
+
+
 def tensorrt_backend(bundle: Path, flavour: str = TENSORRT) -> Backend:
     from edgetl.engine import BuildOptions, build
     from edgetl.runtime.trt import TrtBackend
@@ -111,6 +130,7 @@ def rtx_backend(bundle: Path) -> Backend:
 MAKERS: dict[str, Callable[[Path], Backend]] = {
     "torch": torch_backend,
     "onnxruntime": ort_backend,
+    "onnxruntime-int8": ort_int8_backend,
     "tensorrt": tensorrt_backend,
     "tensorrt_rtx": rtx_backend,
 }
@@ -131,8 +151,8 @@ def images(n: int, seed: int = 0) -> Any:
     return (base + rng.uniform(0, 55, (n, 3, SIZE, SIZE))).astype(np.float32)
 
 
-def close(one: Any, other: Any) -> bool:
-    return bool(np.abs(one - other).max() <= TOLERANCE * (other.max() - other.min()))
+def close(one: Any, other: Any, tolerance: float = TOLERANCE) -> bool:
+    return bool(np.abs(one - other).max() <= tolerance * (other.max() - other.min()))
 
 
 def test_it_says_what_it_is(backend: Backend) -> None:
@@ -212,5 +232,8 @@ def test_it_agrees_with_the_reference(backend: Backend, bundle: Path) -> None:
     batch = np.concatenate([images(MAX_BATCH, seed) for seed in range(4)])
     want = reference.run(batch)
     got = np.concatenate([backend.run(batch[i : i + MAX_BATCH]) for i in range(0, len(batch), MAX_BATCH)])
+    if getattr(backend, "metadata", {}).get("profile") == "cpu":
+        assert close(got, want, INT8_TOLERANCE) and not close(got, want)
+        return
     assert close(got, want)
     np.testing.assert_array_equal(got.argmax(axis=1), want.argmax(axis=1))
