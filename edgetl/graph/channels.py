@@ -10,13 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 Slots = npt.NDArray[np.int64]
 
@@ -103,15 +102,15 @@ class _Trace:
         """The classes as they stand."""
         empty = np.zeros(0, dtype=np.int64)
         left, right = (np.concatenate([empty, *(pair[i] for pair in self._joined)]) for i in (0, 1))
-        links = coo_array((np.ones(len(left), dtype=np.int8), (left, right)), shape=(self._count, self._count))
-        count, classes = connected_components(links, directed=False)
+        classes = _components(self._count, left, right)
+        count = int(classes.max(initial=-1)) + 1
         written, read, free = (np.zeros(count, dtype=bool), np.zeros(count, dtype=bool), np.ones(count, dtype=bool))
         for layer in self._layers:
             written[classes[layer.rows]] = True
             read[classes[layer.columns]] = True
         for slots in self._pinned:
             free[classes[slots]] = False
-        return Channels(self._slots, classes.astype(np.int64), free & written & read, tuple(self._layers))
+        return Channels(self._slots, classes, free & written & read, tuple(self._layers))
 
     def _understood(self, node: onnx.NodeProto) -> bool:
         """Take `node` in; False where no factor may pass it."""
@@ -203,6 +202,18 @@ class _Trace:
         return True
 
 
+def _components(count: int, left: Slots, right: Slots) -> Slots:
+    """Connected components, numbered from 0, of `count` nodes with the edges left[i] - right[i]."""
+    least = np.arange(count)
+    while True:
+        one, other = least[left], least[right]
+        if np.array_equal(one, other):
+            return np.asarray(np.unique(least, return_inverse=True)[1], dtype=np.int64)
+        np.minimum.at(least, np.maximum(one, other), np.minimum(one, other))
+        while not np.array_equal(least, least[least]):  # everyone points at the root of its tree
+            least = least[least]
+
+
 def _shapes(source: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
     """Dimensions of every tensor whose rank is known; 0 where one is free."""
     inferred = onnx.shape_inference.infer_shapes(source, data_prop=True)
@@ -214,7 +225,7 @@ def _shapes(source: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
     }
 
 
-def _attribute(node: onnx.NodeProto, name: str, default: object) -> object:
+def _attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:
     return next((helper.get_attribute_value(a) for a in node.attribute if a.name == name), default)
 
 

@@ -8,10 +8,12 @@ import onnx
 import pytest
 import torch
 import torchvision
+from hypothesis import given
+from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from edgetl.graph import surgery
-from edgetl.graph.channels import traced
+from edgetl.graph.channels import _components, traced
 from edgetl.graph.equalise import rescaled
 from edgetl.graph.export import source_of_network
 from edgetl.runtime.ort import OrtBackend
@@ -196,3 +198,20 @@ def test_real_networks_say_the_same_whatever_the_factors(
     before = outputs(source, tmp_path / "before.onnx", size, 3)
     after = outputs(scaled, tmp_path / "after.onnx", size, 3)
     assert np.abs(before - after).max() <= 1e-5 * np.abs(before).max()
+
+
+@given(st.integers(1, 30), st.data())
+def test_components_are_those_of_a_walk(count: int, data: st.DataObject) -> None:
+    node_number = st.integers(0, count - 1)
+    edges = data.draw(st.lists(st.tuples(node_number, node_number), max_size=40))
+    left, right = (np.array([edge[i] for edge in edges], dtype=np.int64) for i in (0, 1))
+    given_classes = _components(count, left, right)
+    sets = [{i} for i in range(count)]
+    for a, b in edges:
+        joined = sets[a] | sets[b]
+        for member in joined:
+            sets[member] = joined
+    assert sorted(set(given_classes.tolist())) == list(range(len({min(s) for s in sets})))
+    for a in range(count):
+        for b in range(count):
+            assert (given_classes[a] == given_classes[b]) == (b in sets[a])
