@@ -74,7 +74,7 @@ def parse(trt: Any, network: Any, graph: bytes, logger: Any, log: Log) -> None:
     raise EngineError(
         "NVIDIA's parser refused the graph",
         "; ".join(said) or log.reason(),
-        "export again with another --target, or see which operators this TensorRT reads",
+        "export with another --target (cpu takes all that onnxruntime runs), or replace the operator in the model",
     )
 
 
@@ -87,7 +87,7 @@ def _parser_error(error: Any) -> str:
         said = "an operator that this TensorRT does not know"
     if not name and error.node() < 0:
         return said  # the file as a whole, not one of its nodes
-    return "%s: %s" % (" ".join(filter(None, [operator, repr(name)])) if name else "node %d" % error.node(), said)
+    return "%s %s: %s" % (operator or "node", repr(name) if name else "number %d" % error.node(), said)
 
 
 def _configure(tools: Toolkit, builder: Any, network: Any, precision: str, options: PlanOptions) -> Any:

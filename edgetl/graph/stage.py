@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
+from edgetl import engine
 from edgetl.bundle import Bundle, writing
 from edgetl.errors import ContractUnmet, DataError
 from edgetl.graph import guard as guards
@@ -86,6 +87,8 @@ def _fp16(run: Run, base: onnx.ModelProto, statistics: Statistics) -> None:
 
 def _finish(run: Run, graph: onnx.ModelProto, precision: Precision, extra: dict[str, Any]) -> None:
     model, path = run.shipped(graph, precision)
+    if run.profile is not Profile.CPU and not engine.missing():
+        engine.check_parses(path)  # an operator that TensorRT lacks is told before any calibration
     run.record(model, path, precision, extra)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from edgetl.engine import coverage, missing
+from edgetl.engine import check_parses, coverage, missing
 from edgetl.errors import EngineError
 from edgetl.monitor import Monitor
 
@@ -53,8 +53,26 @@ def test_the_parsers_refusal_names_the_node(tmp_path: Path) -> None:
         helper.make_graph([node], "g", [image], [out]), opset_imports=[helper.make_opsetid("", 19)]
     )
     onnx.save(model, str(tmp_path / "bad.onnx"))
-    with pytest.raises(EngineError, match="'/attn/Einsum'"):
-        coverage(tmp_path / "bad.onnx")
+    for read in (coverage, check_parses):
+        with pytest.raises(EngineError, match=r"Einsum '/attn/Einsum': Invalid character"):
+            read(tmp_path / "bad.onnx")
+
+
+def test_an_operator_that_tensorrt_does_not_have_is_told_with_its_node(tmp_path: Path) -> None:
+    import onnx
+    from onnx import TensorProto, helper
+
+    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, ["b", 3, 4, 4])
+    out = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["b", 3])
+    graph = helper.make_graph([helper.make_node("Det", ["image"], ["logits"], name="/gram/Det")], "g", [image], [out])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)]), str(tmp_path / "bad.onnx"))
+    with pytest.raises(EngineError, match=r"Det '/gram/Det': an operator that this TensorRT does not know; .*cpu"):
+        check_parses(tmp_path / "bad.onnx")
+
+
+def test_what_parses_says_nothing(layer_graph: MakeGraph, capfd: pytest.CaptureFixture[str]) -> None:
+    check_parses(layer_graph())
+    assert capfd.readouterr().out == ""
 
 
 def test_a_file_that_is_no_graph_is_one_clear_line(tmp_path: Path) -> None:
