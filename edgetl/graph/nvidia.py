@@ -16,7 +16,6 @@ import onnx
 
 from edgetl import engine
 from edgetl.errors import EngineError
-from edgetl.graph import surgery
 from edgetl.graph.local import PRODUCTS
 from edgetl.graph.macs import int8_share
 from edgetl.monitor import SILENT, Monitor
@@ -32,6 +31,7 @@ class Built:
     int8_macs_share: of the whole graph's multiply-accumulates; precisions: multiplying node -> "int8", "fp16",
     ... ("" for one that no layer of the plan names); fallbacks: quantised products that do not run in INT8,
     convolutions: those of them that are convolutions; layers: plan layers that multiply, by precision.
+    evidence: who says so; where: the runtime, as a message calls it.
     """
 
     int8_macs_share: float
@@ -39,17 +39,24 @@ class Built:
     fallbacks: tuple[str, ...]
     convolutions: tuple[str, ...]
     layers: Mapping[str, int]
+    evidence: str = engine.PROXY
+    where: str = "NVIDIA's builder"
+
+    @property
+    def in_float(self) -> str:
+        """Why a node is left out of the placement."""
+        return f"{self.where} runs it in float"
 
     def record(self) -> dict[str, Any]:
         """What the graph's artifact says of it; the precisions are in the X-ray."""
-        return {"layers": dict(self.layers), "fallbacks": list(self.fallbacks), "evidence": engine.PROXY}
+        return {"layers": dict(self.layers), "fallbacks": list(self.fallbacks), "evidence": self.evidence}
 
     def check(self) -> None:
         """Raise EngineError naming the quantised convolutions that run in float."""
         if self.convolutions:
             names = ", ".join(self.convolutions[:3]) + (" ..." if len(self.convolutions) > 3 else "")
             raise EngineError(
-                f"{len(self.convolutions)} quantised convolutions run in float in NVIDIA's builder",
+                f"{len(self.convolutions)} quantised convolutions run in float in {self.where}",
                 names,
                 "ship the fp16 graph, and report the network with your versions",
             )
@@ -68,10 +75,11 @@ class Settled:
         """What the graph's artifact says of it; None where nobody was asked."""
         if self.built is None:
             return None
-        return {**self.built.record(), "left_out": dict.fromkeys(self.left_out, IN_FLOAT)}
+        return {**self.built.record(), "left_out": dict.fromkeys(self.left_out, self.built.in_float)}
 
 
 Make = Callable[[tuple[str, ...]], tuple[onnx.ModelProto, Path]]
+Look = Callable[[onnx.ModelProto, Path, Monitor], Built | None]
 
 
 def built(model: onnx.ModelProto, path: Path, monitor: Monitor = SILENT) -> Built | None:
@@ -93,28 +101,22 @@ def built(model: onnx.ModelProto, path: Path, monitor: Monitor = SILENT) -> Buil
     )
 
 
-def settled(make: Make, monitor: Monitor = SILENT) -> Settled:
+def settled(make: Make, monitor: Monitor = SILENT, look: Look = built) -> Settled:
     """The graph of `make(())`, made once more without the products that the builder runs in float (see the rule).
 
-    `make(left_out)`: writes the INT8 graph with no pairs into the nodes `left_out`. Raises EngineError where
-    a quantised convolution runs in float even then.
+    `make(left_out)`: writes the INT8 graph with no pairs into the nodes `left_out`; `look`: what runs in what.
+    Raises EngineError where a quantised convolution runs in float even then.
     """
     model, path = make(())
-    found = built(model, path, monitor)
+    found = look(model, path, monitor)
     left_out = found.fallbacks if found is not None else ()
-    if left_out:
-        monitor.warn(f"{len(left_out)} layers lose their Q/DQ pairs, first {left_out[0]}: {IN_FLOAT}")
+    if found is not None and left_out:
+        monitor.warn(f"{len(left_out)} layers lose their Q/DQ pairs, first {left_out[0]}: {found.in_float}")
         model, path = make(left_out)
-        found = built(model, path, monitor)
+        found = look(model, path, monitor)
         assert found is not None  # it was there a moment ago
         found.check()
     return Settled(model, path, found, left_out)
-
-
-def fallbacks(path: Path, monitor: Monitor = SILENT) -> tuple[str, ...]:
-    """The quantised products of the graph at `path` that the builder runs in float; () without tensorrt-rtx."""
-    found = built(surgery.load(path), path, monitor)
-    return found.fallbacks if found else ()
 
 
 def quantised(model: onnx.ModelProto) -> dict[str, str]:
@@ -128,17 +130,3 @@ def quantised(model: onnx.ModelProto) -> dict[str, str]:
         for node in model.graph.node
         if node.op_type in PRODUCTS and all(made_by.get(name) == "DequantizeLinear" for name in node.input[:2])
     }
-
-
-def int8_coverage(
-    model: onnx.ModelProto, path: Path, monitor: Monitor = SILENT
-) -> tuple[float | None, dict[str, Any] | None]:
-    """(share of MACs in INT8, what to record); (None, None) where TensorRT for RTX is not installed.
-
-    Raises EngineError when the graph is refused, or a quantised convolution runs in float.
-    """
-    found = built(model, path, monitor)
-    if found is None:
-        return None, None
-    found.check()
-    return found.int8_macs_share, found.record()

@@ -8,12 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from edgetl import engine
 from edgetl.errors import BackboneError
-from edgetl.graph import qdq, surgery
+from edgetl.graph import nvidia, qdq, surgery
 from edgetl.graph.calibrate import Calibration
 from edgetl.graph.export import check_network, source_of_network
-from edgetl.graph.macs import int8_share
 from edgetl.graph.placement import read_placement
 from edgetl.graph.ranges import ranges
 from edgetl.graph.reference import based_on
@@ -100,5 +98,6 @@ def test_a_family_goes_through_every_profile_it_claims(name: str, size: int, sha
             path = surgery.save(model, tmp_path / f"{profile}.onnx")
             assert surgery.opset_of(model) <= (17 if profile is Profile.TRT8 else 20)
             assert np.isfinite(OrtBackend(path).run(batch)).all()
-            if not engine.missing():
-                assert int8_share(model, engine.coverage(path).precisions) >= share
+            built = nvidia.built(model, path)
+            if built is not None:
+                assert built.fallbacks == () and built.int8_macs_share >= share
