@@ -23,6 +23,7 @@ from edgetl.images import to_batch
 from edgetl.monitor import SILENT, Monitor
 
 PRODUCTS = frozenset(["Conv", "ConvTranspose", "Gemm", "MatMul"])
+_BATCH = 2  # images a run: the differences of all layers may be alive at once (750 MB at 8, mobilenet_v2 at 224 px)
 _TWIN = "_in_int8"
 _REDUCED = ("_shift", "_noise", "_signal")
 
@@ -62,7 +63,7 @@ def noise(
     run = session(model, wanted, threads, simulate=True)
     sums = {name: _Sums() for name in products}
     total, done = min(limit, pixels.n), 0
-    for batch in pixels.batches(0, total):
+    for batch in pixels.batches(0, total, _BATCH):
         values = dict(zip(wanted, run.run(wanted, {surgery.INPUT: to_batch(batch, "float32")}), strict=True))
         for name, found in sums.items():
             found.add(*(values[name + end] for end in _REDUCED))

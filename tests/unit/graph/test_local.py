@@ -101,7 +101,7 @@ def test_the_batch_leaves_no_trace(pixels: Pixels, tmp_path: Path) -> None:
     source, _ = two_convs()
     placement = Placement({"image": (("conv", 0),), "r": (("deconv", 0),)}, {("conv", 1): 0, ("deconv", 1): 1}, ())
     amax = {"image": 255.0, "r": 5.0}
-    together = noise(source, placement, amax, pixels, threads=1)  # batches of 8, 8 and 5
+    together = noise(source, placement, amax, pixels, threads=1)  # not alone, and the last batch is smaller
     alone = [
         noise(source, placement, amax, Pixels.of_array(tmp_path / "one", IMAGES[i : i + 1]), threads=1)
         for i in range(len(IMAGES))
