@@ -9,6 +9,8 @@ from functools import cached_property
 import onnx
 
 from edgetl.graph import bias, qdq
+from edgetl.graph.cpu import cpu_placement
+from edgetl.graph.cpu_qdq import cpu_inserted, cpu_ranges
 from edgetl.graph.groups import without
 from edgetl.graph.pixels import Pixels
 from edgetl.graph.placement import Placement
@@ -21,6 +23,7 @@ class Candidate:
     """`source`: the fp32 graph the pairs go into; `found`: its calibration; `in_float`: nodes left without pairs.
 
     `steps` tells how it came to be, in the words of the rungs; `plain` is `source` before bias correction.
+    `weight_bits`: of a graph for onnxruntime's own CPU kernels; None: the pairs are those of TensorRT.
     """
 
     source: onnx.ModelProto
@@ -29,6 +32,7 @@ class Candidate:
     steps: tuple[str, ...] = ()
     in_float: tuple[str, ...] = ()
     plain: onnx.ModelProto | None = None
+    weight_bits: int | None = None
 
     @cached_property
     def placement(self) -> Placement:
@@ -42,7 +46,15 @@ class Candidate:
 
     def twin(self) -> onnx.ModelProto:
         """The graph with its rest in FP32: a quarter of the FP16-rest graph's cost to simulate, the same scales."""
-        return qdq.inserted(self.source, self.placement, self.ranges)
+        return self.written(self.source)
+
+    def written(self, source: onnx.ModelProto) -> onnx.ModelProto:
+        """`source`, the candidate's own at whatever opset, with the pairs in it."""
+        if self.weight_bits is None:
+            return qdq.inserted(source, self.placement, self.ranges)
+        placed = cpu_placement(source, self.placement)
+        limits = cpu_ranges(self.found.statistics.histograms, self.method, placed.groups)
+        return cpu_inserted(source, placed, limits, self.weight_bits)
 
     def leaving(self, nodes: Sequence[str]) -> Candidate:
         """The same, with `nodes` in float too and their biases uncorrected."""

@@ -8,18 +8,18 @@ change of type and layout, and INT8 is slower than FP32 (resnet18 at 128 px: 0.8
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import onnx
 from onnx import numpy_helper
 
-from edgetl.errors import GraphError
 from edgetl.graph import surgery
-from edgetl.graph.macs import int8_share
-from edgetl.graph.nvidia import quantised
+from edgetl.graph.macs import int8_share, macs
+from edgetl.graph.nvidia import Built, quantised
 from edgetl.graph.placement import Placement, Use
+from edgetl.monitor import SILENT, Monitor
 from edgetl.runtime.ort import optimised
 
 # Nodes with an int8 kernel of their own. HardSigmoid has none, but between two pairs it costs one pass over its
@@ -27,6 +27,7 @@ from edgetl.runtime.ort import optimised
 _FOLLOWERS = frozenset(
     ("Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "Sigmoid", "HardSigmoid", "LeakyRelu")
 )
+EVIDENCE = "onnxruntime's own list of kernels, on this machine"
 _KERNELS = frozenset(("QLinearConv", "QGemm", "QLinearMatMul", "MatMulIntegerToFloat"))
 # Nodes that only move values: onnxruntime runs them on uint8 where both sides have one scale.
 _MOVERS = frozenset(("MaxPool", "Flatten", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Split"))
@@ -75,30 +76,30 @@ def _join(groups: list[set[str]], tensors: set[str]) -> None:
     groups.append(tensors)
 
 
-def cpu_coverage(model: onnx.ModelProto, path: Path) -> tuple[float, dict[str, Any]]:
-    """(share of MACs in int8 kernels, what to record) of the graph `model` in `path`, told by onnxruntime here.
+def kernels(model: onnx.ModelProto, path: Path, monitor: Monitor = SILENT) -> Built:
+    """What onnxruntime on this machine makes of the graph `model`, which lies in `path`: asked, not looked up.
 
-    Raises GraphError naming the convolutions and products that are quantised and run in float all the same.
+    `layers` counts its kernels, those of everything. Raises BackendError when it refuses the graph.
     """
     target = path.with_suffix(".optimised.onnx")
     try:
         optimised(path, target)
-        kernels = {node.name: node.op_type for node in surgery.load(target).graph.node}
+        found = {node.name: node.op_type for node in surgery.load(target).graph.node}
     finally:
         target.unlink(missing_ok=True)
-    products = quantised(model)
-    fallen = [name for name in products if kernels.get(name) not in _KERNELS]
-    if fallen:
-        raise GraphError(
-            f"{len(fallen)} quantised nodes run in float in this onnxruntime",
-            ", ".join(fallen[:3]),
-            "ship the fp32 graph, and report the network with your onnxruntime's version",
-        )
-    counts: dict[str, int] = {}
-    for kernel in kernels.values():
-        counts[kernel] = counts.get(kernel, 0) + 1
-    share = int8_share(model, dict.fromkeys(products, "int8"))
-    return share, {"layers": dict(sorted(counts.items())), "fallbacks": [], "evidence": "host-cpu"}
+    wanted = quantised(model)
+    fallen = tuple(node for node in wanted if found.get(node) not in _KERNELS)
+    monitor.say(f"{len(wanted) - len(fallen)} of {len(wanted)} quantised products have an int8 kernel in onnxruntime")
+    precisions = {node: "int8" if node in wanted and node not in fallen else "fp32" for node in macs(model)}
+    return Built(
+        int8_share(model, precisions),
+        precisions,
+        fallen,
+        tuple(node for node in fallen if wanted[node] == "Conv"),
+        dict(sorted(Counter(found.values()).items())),
+        EVIDENCE,
+        "onnxruntime on this CPU",
+    )
 
 
 class _Graph:

@@ -9,13 +9,14 @@ import numpy.typing as npt
 import onnx
 
 from edgetl.bundle import NewArtifact, canonical_json, sha256_bytes
-from edgetl.engine import PROXY
 from edgetl.graph import guard as guards
-from edgetl.graph import layers, qdq
+from edgetl.graph import layers
 from edgetl.graph.calibrate import Statistics, overflowing
 from edgetl.graph.candidate import Candidate
+from edgetl.graph.cpu import kernels
+from edgetl.graph.cpu_qdq import host_weight_bits
 from edgetl.graph.ladder import Found, Tools, climb
-from edgetl.graph.nvidia import IN_FLOAT, Settled, settled
+from edgetl.graph.nvidia import IN_FLOAT, Settled, built, settled
 from edgetl.graph.pixels import logits_of
 from edgetl.graph.qat import QatOptions, trained
 from edgetl.graph.quantise import Calibrated, calibrated, placed
@@ -60,7 +61,11 @@ def int8(run: Run, start: Calibrated) -> None:
     options = run.options
     found = climb(start, run.source, options.method, options.rescue, options.max_drop, _tools(run, start))
     run.monitor.say(f"chosen: {', '.join(found.candidate.steps)} ({start.statistics.n} calibration images)")
-    made = settled(lambda left_out: run.shipped(_lowered(run, found.candidate.leaving(left_out)), Precision.INT8))
+    made = settled(
+        lambda left_out: run.shipped(_lowered(run, found.candidate.leaving(left_out)), Precision.INT8),
+        run.monitor,
+        kernels if run.profile is Profile.CPU else built,
+    )
     winner = found.candidate.leaving(made.left_out)
     convergence = winner.found.convergence(winner.method)
     if convergence is not None:
@@ -77,10 +82,12 @@ def int8(run: Run, start: Calibrated) -> None:
         "guard": run.guard,
         "trained": run.trained,
         "int8_macs_share": None if made.built is None else made.built.int8_macs_share,
-        "coverage": None if made.built is None else made.built.record(),
+        "coverage": made.record(),
     }
     if run.profile is Profile.TRT8:
         extra["build_flags"] = ["INT8", "FP16"]
+    if run.profile is Profile.CPU:
+        extra["weight_bits"], extra["weight_bits_why"] = host_weight_bits()
     run.record(made.model, made.path, Precision.INT8, extra)
     run.new.append(_xray(run, found, made))
 
@@ -88,7 +95,8 @@ def int8(run: Run, start: Calibrated) -> None:
 def _xray(run: Run, found: Found, made: Settled) -> NewArtifact:
     """The layers of the INT8 graph, as they are recorded beside it."""
     winner = found.candidate
-    left = {**dict.fromkeys(winner.in_float, layers.FOR_ACCURACY), **dict.fromkeys(made.left_out, IN_FLOAT)}
+    why = IN_FLOAT if made.built is None else made.built.in_float
+    left = {**dict.fromkeys(winner.in_float, layers.FOR_ACCURACY), **dict.fromkeys(made.left_out, why)}
     precisions = None if made.built is None else made.built.precisions
     calibration = winner.found
     rows = layers.xray(
@@ -101,7 +109,7 @@ def _xray(run: Run, found: Found, made: Settled) -> NewArtifact:
         precisions,
         left,
     )
-    proxy = None if made.built is None else PROXY
+    proxy = None if made.built is None else made.built.evidence
     facts = {**run.facts(), "profile": run.profile}
     return layers.artifact(rows, made.path, winner.method, calibration.statistics.n, proxy, facts)
 
@@ -118,7 +126,8 @@ def _tools(run: Run, start: Calibrated) -> Tools:
     by_agreement = options.guard == "agreement"
     answers = _answers(run, "guard")
     search = Search(run.source, run.decoded("search"), run.scratch, answers, by_agreement, options.threads, run.monitor)
-    return Tools(search, pixels, again, lambda best: _retrained(run, best), options.threads, run.monitor)
+    bits = host_weight_bits()[0] if run.profile is Profile.CPU else None
+    return Tools(search, pixels, again, lambda best: _retrained(run, best), options.threads, run.monitor, bits)
 
 
 def _retrained(run: Run, best: Candidate) -> onnx.ModelProto | None:
@@ -132,8 +141,8 @@ def _retrained(run: Run, best: Candidate) -> onnx.ModelProto | None:
 
 def _lowered(run: Run, winner: Candidate) -> onnx.ModelProto:
     """The winner's pairs in a graph of the profile's opset, its rest in the profile's precision."""
-    graph = qdq.inserted(based_on(winner.source, run.profile), winner.placement, winner.ranges)
-    if run.profile is Profile.TRT8:
+    graph = winner.written(based_on(winner.source, run.profile))
+    if run.profile is not Profile.TRT10:
         return graph
     assert run.child is not None
     ranges = {f"{name}_dequantised": peak for name, peak in winner.ranges.items()}

@@ -33,7 +33,7 @@ class Tools:
     """What the rungs work with. `calibrate`: one pass of the calibration images through another float graph.
 
     `retrain`: the network trained with its quantisers in place, as a float graph, from the ranges so far;
-    None where it brought nothing.
+    None where it brought nothing. `weight_bits`: see Candidate.
     """
 
     search: Search
@@ -42,6 +42,7 @@ class Tools:
     retrain: Callable[[Candidate], onnx.ModelProto | None]
     threads: int = 0
     monitor: Monitor = SILENT
+    weight_bits: int | None = None
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ def climb(start: Calibrated, source: onnx.ModelProto, method: str, rescue: str, 
 
     `method`: auto or one of METHODS; `rescue`: how far to go (options.RESCUES). Raises GraphError.
     """
-    climbing = _Climb(tools, max_drop, Candidate(source, start, method))
+    climbing = _Climb(tools, max_drop, Candidate(source, start, method, weight_bits=tools.weight_bits))
     _methods(climbing, climbing.best, method)
     if rescue != "none":
         _free_rungs(climbing, method)

@@ -54,12 +54,6 @@ class ExportOptions:
         for name, value in (("--max-drop", self.max_drop), ("--max-class-drop", self.max_class_drop)):
             if value is not None and not 0 <= value <= 100:
                 raise InputError(name + " is in percentage points, 0 to 100", value)
-        if self.profile is Profile.CPU and self.int8:
-            raise InputError(
-                "INT8 for onnxruntime on CPUs is not made yet",
-                "--target cpu --int8",
-                "use --target cpu --fp16, or none",
-            )
 
     @property
     def profile(self) -> Profile:

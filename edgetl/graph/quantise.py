@@ -13,6 +13,7 @@ import onnx
 from edgetl.bundle import atomic_write, canonical_json
 from edgetl.graph.calibrate import Calibration, Statistics
 from edgetl.graph.convergence import Convergence, convergence
+from edgetl.graph.cpu import counted
 from edgetl.graph.pixels import Pixels
 from edgetl.graph.placement import Placement, Use, read_placement
 from edgetl.graph.ranges import METHODS, Histogram, ranges
@@ -94,7 +95,7 @@ def calibrated(
     `settle`: look after 64, 128, 256, ... images and stop when doubling them moved no range by more than 2 %.
     Raises DataError where no image shows anything, GraphError for NaN, inf, or a network whose answer never changes.
     """
-    run = Calibration(source, list(placement.activations) if placement else [], threads)
+    run = Calibration(source, counted(source, placement) if placement else [], threads)
     looks: dict[int, dict[str, Histogram]] = {}
     start = 0
     for stop in _stops(pixels.n, settle):

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper, parser
 
-from edgetl.errors import GraphError
+from edgetl.errors import EngineError, GraphError
 from edgetl.graph import surgery
 from edgetl.graph.calibrate import Calibration
-from edgetl.graph.cpu import counted, cpu_coverage, cpu_placement
+from edgetl.graph.cpu import counted, cpu_placement, kernels
 from edgetl.graph.cpu_qdq import cpu_inserted, cpu_ranges, host_weight_bits, unsigned, weight_bits
 from edgetl.graph.placement import Placement
 from edgetl.graph.ranges import Histogram
@@ -92,11 +92,15 @@ def run(model: onnx.ModelProto, path: Path, simulate: bool | None = None) -> np.
 def test_every_product_and_all_between_them_run_in_int8_kernels(tmp_path: Path) -> None:
     model = network()
     _, graph = quantised(model, products(model))
-    share, found = cpu_coverage(graph, surgery.save(graph, tmp_path / "q.onnx"))
-    assert share == 1.0
-    kernels = {"QLinearConv": 4, "QLinearAdd": 1, "QLinearMul": 1, "QLinearSigmoid": 1, "QLinearConcat": 1, "QGemm": 1}
-    assert found["layers"] == {
-        **kernels,
+    found = kernels(graph, surgery.save(graph, tmp_path / "q.onnx"))
+    assert found.int8_macs_share == 1.0 and found.fallbacks == ()
+    assert found.precisions == dict.fromkeys(("stem", "inner", "scored", "signed", "logits"), "int8")
+    of_two = {"QLinearAdd": 1, "QLinearMul": 1, "QLinearConcat": 1}
+    assert found.layers == {
+        **of_two,
+        "QLinearConv": 4,
+        "QGemm": 1,
+        "QLinearSigmoid": 1,
         "QLinearGlobalAveragePool": 2,
         "MaxPool": 1,
         "Flatten": 1,
@@ -133,9 +137,9 @@ def test_what_the_search_leaves_out_stays_float(tmp_path: Path) -> None:
     assert set(placed.activations) < set(whole.activations)
     limits = cpu_ranges(histograms(model, placement), "max", placed.groups)
     graph = cpu_inserted(model, placed, limits)
-    share, found = cpu_coverage(graph, surgery.save(graph, tmp_path / "q.onnx"))
-    assert 0 < share < 1
-    assert found["layers"]["QLinearConv"] == 3
+    found = kernels(graph, surgery.save(graph, tmp_path / "q.onnx"))
+    assert 0 < found.int8_macs_share < 1
+    assert found.precisions["inner"] == "fp32" and found.layers["QLinearConv"] == 3
 
 
 def test_logits_are_never_quantised() -> None:
@@ -228,8 +232,11 @@ def test_a_product_that_falls_back_to_float_is_an_error_with_its_name(tmp_path: 
     fewer = {name: uses for name, uses in placed.activations.items() if name != "scored"}
     limits = cpu_ranges(histograms(model, products(model)), "max", placed.groups)
     graph = cpu_inserted(model, Placement(fewer, placed.weights, placed.groups), limits)
-    with pytest.raises(GraphError, match=r"1 quantised nodes run in float.*scored"):
-        cpu_coverage(graph, surgery.save(graph, tmp_path / "q.onnx"))
+    found = kernels(graph, surgery.save(graph, tmp_path / "q.onnx"))
+    assert found.fallbacks == found.convolutions == ("scored",)
+    assert found.precisions["scored"] == "fp32" and found.in_float == "onnxruntime on this CPU runs it in float"
+    with pytest.raises(EngineError, match=r"1 quantised convolutions run in float in onnxruntime.*scored"):
+        found.check()
 
 
 @given(st.floats(0, 1e6, width=32))
@@ -325,8 +332,9 @@ def test_a_matrix_product_gives_float_and_a_constant_operand_is_stored_as_uint8(
     assert placed.weights["scaled", 1] is None
     there = stored(graph)["scaled_input1_quantised"]
     assert there.dtype == np.uint8 and (there.min(), there.max()) == (0, 255)
-    share, found = cpu_coverage(graph, surgery.save(graph, tmp_path / "q.onnx"))
-    assert share == 1.0 and found["layers"]["MatMulIntegerToFloat"] == 1 and found["layers"]["QLinearMul"] == 1
+    found = kernels(graph, surgery.save(graph, tmp_path / "q.onnx"))
+    assert found.int8_macs_share == 1.0
+    assert found.layers["MatMulIntegerToFloat"] == found.layers["QLinearMul"] == 1
 
 
 def test_a_matrix_product_that_onnxruntime_would_join_with_its_bias_stays_float(tmp_path: Path) -> None:
@@ -335,8 +343,8 @@ def test_a_matrix_product_that_onnxruntime_would_join_with_its_bias_stays_float(
     model = matrix_network(text.replace("<strides = [4, 4]>", "<strides = [16, 16]>"), (0, 6))
     placed, graph = quantised(model, products(model))
     assert ("product", 1) not in placed.weights
-    share, _ = cpu_coverage(graph, surgery.save(graph, tmp_path / "q.onnx"))
-    assert 0.9 < share < 1.0
+    found = kernels(graph, surgery.save(graph, tmp_path / "q.onnx"))
+    assert 0.9 < found.int8_macs_share < 1.0 and found.precisions["product"] == "fp32"
 
 
 def test_a_metadata_profile_is_that_of_the_graph(tmp_path: Path) -> None:
