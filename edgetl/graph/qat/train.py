@@ -34,6 +34,7 @@ _HELD_OUT = 10  # every tenth image judges and is not trained on
 _JUDGES = 256  # of them at most: judging should cost a fraction of the training
 _LOOKS = 8  # how often it is judged, evenly spread over the steps
 _TIMED = 4  # steps that tell how long the others will take
+_WARM_UP = 0.1  # of the steps: Adam's first ones know nothing of the gradients' size
 _PART = 8  # images judged at a time
 _STEP_BYTES = 512 << 20  # of activations kept for the backward pass; a larger batch is fed in parts
 _SMALLEST_SPREAD = 1e-3  # of logits: below it a network is constant and rounding is all there is
@@ -163,7 +164,7 @@ class _Run:
         done, loss = 0, math.nan
         started = time.monotonic()
         while done < steps:
-            loss = self._step(next(order), done / steps)
+            loss = self._step(next(order), (done + 0.5) / steps)
             done += 1
             if done == _TIMED:
                 steps = _affordable(planned, (time.monotonic() - started) / done, options.minutes * 60)
@@ -221,7 +222,7 @@ class _Run:
     def _step(self, indices: npt.NDArray[np.int64], share: float) -> float:
         """One step at `share` (0 to 1) of the way; its loss."""
         for group in self._optimizer.param_groups:
-            group["lr"] = self.options.lr * 0.5 * (1 + math.cos(math.pi * share))
+            group["lr"] = self.options.lr * min(1.0, share / _WARM_UP) * 0.5 * (1 + math.cos(math.pi * share))
         self._optimizer.zero_grad(set_to_none=True)
         total = 0.0
         for start in range(0, len(indices), self._part):
