@@ -17,6 +17,7 @@ from edgetl.spec import InputKind
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from edgetl.engine import BuildOptions
     from edgetl.graph import ExportOptions
     from edgetl.monitor import Monitor
 
@@ -135,10 +136,11 @@ def export(
             allow_unmet=allow_unmet,
             threads=threads,
         )
+        wanted = _engine_of(options) if engine else None  # first, since graphs take minutes
         with _shown_when_unmet(run, bundle):
             result = export_graphs(bundle, options, run.monitor)
-        if engine:
-            result["artifacts"] += _build(bundle, options, run.monitor)
+        if wanted is not None:
+            result["artifacts"] += _build(bundle, wanted, run.monitor)
         run.done(result, show=lambda console: _show(console, bundle, result))
 
 
@@ -154,15 +156,21 @@ def _shown_when_unmet(run: Session, bundle: Path) -> Iterator[None]:
         raise
 
 
-def _build(bundle: Path, options: ExportOptions, monitor: Monitor) -> list[dict[str, Any]]:
-    from edgetl.engine import BuildOptions, build
+def _engine_of(options: ExportOptions) -> BuildOptions:
+    """What to build of the last graph made. Raises BackendError and its kin where this machine cannot."""
+    from edgetl.engine import BuildOptions, check_machine
     from edgetl.spec import Precision
 
     precision = Precision.INT8 if options.int8 else Precision.FP16 if options.fp16 else Precision.FP32
-    built = build(
-        bundle, BuildOptions(precision=precision, target=options.target, allow_unmet=options.allow_unmet), monitor
-    )
-    artifacts: list[dict[str, Any]] = built["artifacts"]
+    wanted = BuildOptions(precision=precision, target=options.target, allow_unmet=options.allow_unmet)
+    check_machine(wanted)
+    return wanted
+
+
+def _build(bundle: Path, wanted: BuildOptions, monitor: Monitor) -> list[dict[str, Any]]:
+    from edgetl.engine import build
+
+    artifacts: list[dict[str, Any]] = build(bundle, wanted, monitor)["artifacts"]
     return artifacts
 
 
@@ -235,8 +243,8 @@ def _show_guard(console: Console, result: dict[str, Any]) -> None:
     console.print(f"Worst class {worst['label']} {worst['drop_pp']:+.1f} points; evidence: {guard['evidence']}")
     if guard["verdict"] == "unresolved":
         console.print(f"about {guard['n_needed']} images would resolve it (--guard-data)")
-    share = next((a["int8_macs_share"] for a in result["artifacts"] if a.get("precision") == "int8"), None)
-    if share is not None:
-        console.print(
-            f"{share:.1%} of the multiply-accumulates run in INT8 (TensorRT for RTX's builder, ahead of time)"
-        )
+    graph = next((a for a in result["artifacts"] if a["kind"] == "graph" and a["precision"] == "int8"), None)
+    if graph is not None and graph["int8_macs_share"] is not None:
+        cpu = "onnxruntime's int8 kernels on this CPU"
+        by = cpu if graph["profile"] == "cpu" else "TensorRT for RTX's builder, ahead of time"
+        console.print(f"{graph['int8_macs_share']:.1%} of the multiply-accumulates run in INT8 ({by})")

@@ -1,6 +1,6 @@
 """Graph -> TensorRT engine on this machine, and the proof of what precision its layers run in."""
 
-from edgetl.engine.build import BuildOptions, build
+from edgetl.engine.build import BuildOptions, build, check_machine
 from edgetl.engine.coverage import PROXY, check_parses, coverage, missing
 from edgetl.engine.layers import Coverage, Layer, Source
 from edgetl.engine.survey import Finding, failed, survey
@@ -18,6 +18,7 @@ __all__ = [
     "Source",
     "Toolkit",
     "build",
+    "check_machine",
     "check_parses",
     "coverage",
     "failed",

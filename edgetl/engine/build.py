@@ -100,6 +100,16 @@ def build(path: Path, options: BuildOptions, monitor: Monitor = SILENT) -> Dict[
     return {"artifacts": [_report(added[0], reused=False)]}
 
 
+def check_machine(options: BuildOptions) -> None:
+    """Raise what `build` would of this machine, whatever the bundle holds: no TensorRT, no GPU, a target not read here.
+
+    BackendError, InputError, EngineError. For a caller that has much to do before it builds.
+    """
+    tools = _tools(options)
+    _profile(tools, options)
+    _place(tools, options)
+
+
 def _tools(options: BuildOptions) -> Toolkit:
     try:
         return load(options.flavour)
