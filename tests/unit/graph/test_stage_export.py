@@ -179,17 +179,44 @@ def test_a_killed_export_leaves_the_bundle_as_it_was(fresh: Path) -> None:
     assert not scratch.parent.exists()
 
 
-def test_interrupting_leaves_the_bundle_as_it_was(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = digests(fresh)
+STEPS = {
+    "calibration": "edgetl.graph.int8.calibrated",
+    "bias correction": "edgetl.graph.bias.corrected",
+    "equalisation": "edgetl.graph.equalise.equalised",
+    "harm of layers": "edgetl.graph.exclude.effects",
+    "layers in float": "edgetl.graph.exclude.fewest",
+    "training": "edgetl.graph.int8.trained",
+    "NVIDIA's builder": "edgetl.graph.int8.settled",
+    "verdict": "edgetl.graph.int8._judged",
+    "X-ray": "edgetl.graph.layers.artifact",
+    "recording": "edgetl.bundle.Bundle.add",
+}
+
+
+@pytest.mark.parametrize(
+    "step",
+    [s if s in ("calibration", "training", "recording") else pytest.param(s, marks=pytest.mark.slow) for s in STEPS],
+)
+def test_interrupting_at_any_rung_leaves_the_bundle_as_it_was(
+    ready: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    before = digests(ready)
+    at = []
 
     def interrupt(*_: object, **__: object) -> None:
+        at.append(step)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("edgetl.graph.stage.calibrated", interrupt)
+    monkeypatch.setattr(STEPS[step], interrupt)
+    if step == "calibration":
+        options = ExportOptions(int8=True, calib_size="40")  # of another size, so that the known one does not serve
+    else:  # nothing keeps a contract of no loss at all here, so every rung is climbed
+        options = ExportOptions(int8=True, max_drop=0.0, rescue="qat")
     with pytest.raises(KeyboardInterrupt):
-        export(fresh, ExportOptions(fp16=True))
-    assert digests(fresh) == before
-    assert not fresh.with_name(fresh.name + ".work").exists()
+        export(ready, options)
+    assert at == [step]
+    assert digests(ready) == before
+    assert not ready.with_name(ready.name + ".work").exists()
 
 
 def test_data_that_moved_is_told_with_the_way_out(fresh: Path, tmp_path: Path) -> None:
