@@ -1,6 +1,6 @@
 """The rescue ladder: from the plainest INT8 network to costlier ones, until one is expected to keep the contract.
 
-calibration method > cross-layer equalisation > bias correction > the most harmful layers in float > training
+calibration method > bias correction > cross-layer equalisation > the most harmful layers in float > training
 
 Every rung is measured on the search images alone. What is chosen here is judged once, on others, by the caller.
 """
@@ -80,7 +80,7 @@ class _Climb:
     def offer(self, name: str, candidate: Candidate, worth: float = 1.0) -> None:
         """Measure a rung; keep its candidate where it is nearer to fp32 than the best so far."""
         score = self.tools.search.measure(candidate.twin(), name)
-        kept = self.score is None or score.kl < worth * self.score.kl
+        kept = score.kl < worth * _kl(self.score)
         self.log(name, score, kept)
         if kept:
             self.best, self.score, self.whole_score = candidate, score, score
@@ -180,12 +180,18 @@ def _leave_out(climbing: _Climb, noises: Mapping[str, LayerNoise], label: str = 
     climbing.effects = exclude.effects(base, noises, search, climbing.tools.monitor)
     order = exclude.ranking(base, climbing.effects, noises)
     trials, chosen = exclude.fewest(base, order, search, lambda score, share: keeps(score, climbing.max_drop, share))
+    if chosen and not keeps(chosen.score, climbing.max_drop, chosen.share) and chosen.score.kl >= _kl(climbing.score):
+        chosen = None  # nothing was enough, and what came nearest is no nearer than before
     for trial in trials:
         name = f"{label}{trial.count} group{'s' if trial.count > 1 else ''} in float"
         climbing.log(name, trial.score, trial is chosen, trial.seconds)
         if trial is chosen:
             climbing.best = replace(trial.candidate, steps=(*base.steps, name))
             climbing.score, climbing.share = trial.score, trial.share
+
+
+def _kl(score: Score | None) -> float:
+    return float("inf") if score is None else score.kl
 
 
 def _retrain(climbing: _Climb, whole: Candidate) -> bool:
@@ -200,7 +206,7 @@ def _retrain(climbing: _Climb, whole: Candidate) -> bool:
         return False
     trained = replace(whole, source=source, plain=None, steps=(*whole.steps, "trained"))
     score = climbing.tools.search.measure(trained.twin(), "trained")
-    kept = climbing.whole_score is None or score.kl < climbing.whole_score.kl
+    kept = score.kl < _kl(climbing.whole_score)
     climbing.log("trained", score, kept)
     if kept:
         climbing.best, climbing.score, climbing.share = trained, score, 1.0
