@@ -122,7 +122,6 @@ def test_a_graph_that_overflows_is_an_error_and_not_a_drop() -> None:
         ({"rescue": "pray"}, "--rescue"),
         ({"guard": "hope"}, "--guard"),
         ({"output": "label"}, "--output"),
-        ({"target": "cpu", "int8": True}, "INT8 for onnxruntime"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(wrong: dict[str, object], word: str) -> None:
