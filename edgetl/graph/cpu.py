@@ -158,8 +158,8 @@ class _Graph:
         """Relu, or a Clip between zero and a constant: a uint8 range that starts at zero does the same."""
         if node.op_type != "Clip":
             return "Relu" if node.op_type == "Relu" else None
-        limits = [self._constants.get(name) for name in node.input[1:]]
-        if len(limits) != 2 or limits[0] is None or limits[1] is None:
+        limits = [self._constants[name] for name in node.input[1:] if name in self._constants]
+        if len(limits) != 2:
             return None
         low, high = (float(numpy_helper.to_array(limit)) for limit in limits)
         return f"Clip {high}" if low == 0.0 else None

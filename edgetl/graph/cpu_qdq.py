@@ -122,9 +122,11 @@ def _named(name: str, step: Step, into: list[onnx.TensorProto]) -> list[str]:
 
 
 def _dequantise(name: str, constants: list[str], axis: int | None) -> onnx.NodeProto:
-    ends = [f"{name}_quantised", *constants], [f"{name}_dequantised"]
-    how = {} if axis is None else {"axis": axis}
-    return helper.make_node("DequantizeLinear", *ends, name=f"{name}_DequantizeLinear", **how)
+    read, made = [f"{name}_quantised", *constants], [f"{name}_dequantised"]
+    node = helper.make_node("DequantizeLinear", read, made, name=f"{name}_DequantizeLinear")
+    if axis is not None:
+        node.attribute.append(helper.make_attribute("axis", axis))
+    return node
 
 
 @dataclass(frozen=True)
