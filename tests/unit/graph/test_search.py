@@ -14,11 +14,12 @@ from edgetl.graph.calibrate import Statistics
 from edgetl.graph.candidate import Candidate
 from edgetl.graph.exclude import Effect, fewest, ranking, shortlist
 from edgetl.graph.groups import groups, without
+from edgetl.graph.ladder import Found, Tools, climb, keeps
 from edgetl.graph.local import LayerNoise
 from edgetl.graph.pixels import Pixels
 from edgetl.graph.placement import Placement
-from edgetl.graph.quantise import Calibrated
-from edgetl.graph.ranges import Histogram
+from edgetl.graph.quantise import Calibrated, calibrated
+from edgetl.graph.ranges import METHODS, Histogram
 from edgetl.graph.search import Score, Search, expected_loss
 from edgetl.runtime.classify import softmax
 
@@ -196,3 +197,87 @@ def test_where_nothing_is_enough_the_nearest_is_taken() -> None:
     assert chosen is not None and chosen.count == 3
     assert [trial.count for trial in trials] == [1, 2, 3]
     assert fewest(candidate(), [], Hopeless(), lambda score, share: False) == ([], None)  # type: ignore[arg-type]
+
+
+def unequal_model(factor: float) -> onnx.ModelProto:
+    """residual_model with the first channel of `branch` scaled up and down again in `project`: the same function."""
+    model = residual_model()
+    tensors = {t.name: t for t in model.graph.initializer}
+    for name, index, by in (("w_branch", (0,), factor), ("w_project", (slice(None), 0), 1 / factor)):
+        values = numpy_helper.to_array(tensors[name]).copy()
+        values[index] *= by
+        tensors[name].CopyFrom(numpy_helper.from_array(values, name))
+    return model
+
+
+def climbed(
+    folder: Path, source: onnx.ModelProto, rescue: str, max_drop: float, asked: list[Candidate] | None = None
+) -> Found:
+    pixels = Pixels.of_array(
+        folder / "pixels", np.random.default_rng(2).integers(0, 255, (48, 8, 8, 3), dtype=np.uint8)
+    )
+
+    def calibrate(graph: onnx.ModelProto) -> Calibrated:
+        return Calibrated(PLACEMENT, calibrated(graph, PLACEMENT, pixels))
+
+    def retrain(best: Candidate) -> None:
+        assert asked is not None
+        asked.append(best)
+
+    search = Search(source, pixels.head(24), folder, ANSWERS / 100)
+    return climb(calibrate(source), source, "auto", rescue, max_drop, Tools(search, pixels, calibrate, retrain))
+
+
+def test_without_a_rescue_only_methods_are_tried_and_the_nearest_is_kept(tmp_path: Path) -> None:
+    found = climbed(tmp_path, unequal_model(100.0), "none", 0.0)
+    assert {rung.name for rung in found.rungs} <= set(METHODS)
+    kept = [rung for rung in found.rungs if rung.kept][-1]
+    assert kept.name == found.candidate.method
+    assert kept.score.kl == min(rung.score.kl for rung in found.rungs)
+    assert found.candidate.in_float == () and found.candidate.plain is None
+
+
+def test_channels_far_apart_are_cured_by_scaling_them(tmp_path: Path) -> None:
+    plain = climbed(tmp_path, residual_model(), "none", 0.0).rungs[0].score.kl
+    source = unequal_model(1000.0)
+    found = climbed(tmp_path, source, "exclude", 0.0)
+    by_name = {rung.name: rung for rung in found.rungs}
+    assert by_name["max"].score.kl > 20 * plain
+    assert by_name["equalised bias corrected"].kept
+    assert by_name["equalised bias corrected"].score.kl < 3 * plain
+    assert "equalised" in found.candidate.steps
+
+
+def test_a_contract_that_nothing_keeps_climbs_to_the_last_rung_once(tmp_path: Path) -> None:
+    asked: list[Candidate] = []
+    found = climbed(tmp_path, residual_model(), "qat", 0.0, asked)
+    assert any("in float" in rung.name for rung in found.rungs)
+    assert len(asked) == 1 and asked[0].in_float == ()  # training starts from the graph with nothing in float
+    assert min(rung.score.kl for rung in found.rungs) == [r for r in found.rungs if r.kept][-1].score.kl
+
+
+def test_a_contract_that_the_free_rungs_keep_leaves_nothing_in_float(tmp_path: Path) -> None:
+    found = climbed(tmp_path, residual_model(), "qat", 100.0, [])
+    assert found.candidate.in_float == ()
+    assert [rung.name for rung in found.rungs][-1] == "bias corrected"
+    assert found.effects and found.noises  # the X-ray is filled in all the same
+
+
+@pytest.mark.parametrize(
+    ("expected", "share", "kept"), [(0.25, 1.0, True), (0.3, 1.0, False), (0.3, 0.8, True), (0.6, 0.8, False)]
+)
+def test_the_search_aims_at_half_while_little_is_in_float_and_at_the_whole_beyond(
+    expected: float, share: float, kept: bool
+) -> None:
+    assert keeps(Score(0.1, 0.9, 0.0, expected, 24), 0.5, share) is kept
+
+
+def test_a_layer_left_in_float_gets_its_old_bias_back(tmp_path: Path) -> None:
+    pixels = Pixels.of_array(tmp_path / "p", np.random.default_rng(2).integers(0, 255, (16, 8, 8, 3), dtype=np.uint8))
+    good = candidate().corrected(pixels)
+    biases = {t.name: numpy_helper.to_array(t) for t in good.source.graph.initializer if t.name.endswith("_bias")}
+    assert np.abs(biases["project_bias"]).max() > 0
+    left = good.leaving(("project", "sum"))
+    after = {t.name: numpy_helper.to_array(t) for t in left.source.graph.initializer if t.name.endswith("_bias")}
+    assert (after["project_bias"] == 0).all()
+    assert (after["branch_bias"] == biases["branch_bias"]).all()
