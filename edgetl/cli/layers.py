@@ -51,7 +51,7 @@ def _newest(bundle: Bundle, profile: str | None) -> tuple[Row, Row]:
             return graph, found[-1]
     again = f"edgetl export {bundle.path} --int8"
     if wanted:
-        do = f"export it again: {again}" if profile != "cpu" else "it is made for TensorRT's graphs: --profile trt10"
+        do = f"export it again: {again}"
         raise BundleError("nothing is recorded of this int8 graph's layers", wanted[-1]["file"], do)
     if graphs:
         there = ", ".join(sorted({str(graph["profile"]) for graph in graphs}))
@@ -158,7 +158,7 @@ def _footer(rows: Sequence[Row], graph: Row) -> list[str]:
     kept = Counter(row["kept_float"] for row in rows if row["kept_float"])
     if kept:
         lines.append("* left in float: " + "; ".join(f"{n} for {why}" for why, n in sorted(kept.items())))
-    lines.append("runs in: " + (graph["builder"] or "not known; tensorrt-rtx is not installed where it was exported"))
+    lines.append("runs in: " + (graph["builder"] or "not known; tensorrt-rtx was not installed where it was exported"))
     lines.append("Names are shortened; --json and --csv FILE have them whole, and the scales.")
     return lines
 

@@ -11,7 +11,7 @@ import onnx
 from edgetl.bundle import NewArtifact, canonical_json, sha256_bytes
 from edgetl.graph import guard as guards
 from edgetl.graph import layers
-from edgetl.graph.calibrate import Statistics, overflowing
+from edgetl.graph.calibrate import Statistics, outside_float16
 from edgetl.graph.candidate import Candidate
 from edgetl.graph.cpu import kernels
 from edgetl.graph.cpu_qdq import host_weight_bits
@@ -108,6 +108,7 @@ def _xray(run: Run, found: Found, made: Settled) -> NewArtifact:
         found.effects,
         precisions,
         left,
+        made.model,
     )
     proxy = None if made.built is None else made.built.evidence
     facts = {**run.facts(), "profile": run.profile}
@@ -146,7 +147,7 @@ def _lowered(run: Run, winner: Candidate) -> onnx.ModelProto:
         return graph
     assert run.child is not None
     ranges = {f"{name}_dequantised": peak for name, peak in winner.ranges.items()}
-    return run.child.fp16(graph, list(overflowing(graph, {**winner.found.statistics.peaks, **ranges})))
+    return run.child.fp16(graph, list(outside_float16(graph, {**winner.found.statistics.peaks, **ranges})))
 
 
 def _answers(run: Run, name: str) -> Logits:

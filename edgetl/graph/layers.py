@@ -23,7 +23,7 @@ from edgetl.graph.exclude import Effect
 from edgetl.graph.groups import groups
 from edgetl.graph.local import PRODUCTS, LayerNoise
 from edgetl.graph.macs import macs
-from edgetl.graph.placement import Placement
+from edgetl.graph.placement import Placement, Use
 from edgetl.graph.ranges import Histogram
 
 KIND = "layers"
@@ -83,14 +83,16 @@ def xray(
     effects: Iterable[Effect],
     precisions: Mapping[str, str] | None,
     kept_float: Mapping[str, str],
+    shipped: onnx.ModelProto | None = None,
 ) -> list[LayerRow]:
     """The rows of `source`, what matters most first (see `by_weight`).
 
     `placement`, `amax`, `statistics`: of the calibration, before any layer was taken out; `noises`: by node;
-    `precisions`: node -> word of NVIDIA's builder, None where it was not asked; `kept_float`: node -> reason.
+    `precisions`: node -> word of NVIDIA's builder, None where it was not asked; `kept_float`: node -> reason;
+    `shipped`: the INT8 graph, whose steps are told (layers left in float: those that they would have had).
     Pure; an unmeasured figure stays None. Raises KeyError where `amax` lacks a tensor of `placement`.
     """
-    quantised = _Quantised(source, placement, amax, statistics)
+    quantised = _Quantised(source, placement, amax, statistics, shipped)
     counts = macs(source)
     total = sum(counts.values())
     group_of = {node: group.name for group in groups(source, placement) for node in group.nodes}
@@ -170,11 +172,17 @@ class _Quantised:
     """How the layers of one network are quantised: which operands, over what ranges."""
 
     def __init__(
-        self, source: onnx.ModelProto, placement: Placement, amax: Mapping[str, float], statistics: Statistics
+        self,
+        source: onnx.ModelProto,
+        placement: Placement,
+        amax: Mapping[str, float],
+        statistics: Statistics,
+        shipped: onnx.ModelProto | None,
     ) -> None:
         self._weights = {tensor.name: tensor for tensor in source.graph.initializer}
         self._tensor_of = {use: tensor for tensor, uses in placement.activations.items() for use in uses}
         self._axes, self._amax, self._statistics = placement.weights, amax, statistics
+        self._shipped = _steps_in(shipped) if shipped is not None else {}
 
     def operands(self, node: onnx.NodeProto) -> tuple[int, int] | None:
         """Positions of the activation that `node` multiplies and of what by; None unless both are quantised."""
@@ -190,7 +198,7 @@ class _Quantised:
         return {
             "input": tensor,
             "amax": float(self._amax[tensor]),
-            "scale": float(qdq.scale_of(self._amax[tensor])),
+            "scale": float(np.max(self._steps(node, activation))),
             "peak": float(self._statistics.peaks.get(tensor, 0.0)),
             "clipped": clipped(self._statistics.histograms[tensor], self._amax[tensor]),
             "weight_scale_min": float(np.min(steps)),
@@ -198,11 +206,26 @@ class _Quantised:
         }
 
     def _steps(self, node: onnx.NodeProto, position: int) -> np.ndarray:
+        if (node.name, position) in self._shipped:
+            return self._shipped[node.name, position]
         name = node.input[position]
         if (node.name, position) in self._tensor_of:
             return qdq.scale_of(self._amax[name])
         values = numpy_helper.to_array(self._weights[name])
         return qdq.scale_of(qdq.weight_range(values, self._axes[node.name, position], name))
+
+
+def _steps_in(model: onnx.ModelProto) -> dict[Use, np.ndarray]:
+    """The float32 scales of each operand of a product in `model` that comes out of a DequantizeLinear."""
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    scales = {n.output[0]: n.input[1] for n in model.graph.node if n.op_type == "DequantizeLinear"}
+    return {
+        (node.name, position): numpy_helper.to_array(constants[scales[name]]).astype(np.float32)
+        for node in model.graph.node
+        if node.op_type in PRODUCTS
+        for position, name in enumerate(node.input[:2])
+        if name in scales
+    }
 
 
 def _measured(noise: LayerNoise | None, effect: Effect | None) -> dict[str, Any]:

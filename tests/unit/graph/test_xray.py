@@ -142,6 +142,18 @@ def test_the_graph_gets_the_scales_that_the_xray_tells() -> None:
     assert constants["stem_w_scale"].tolist() == [row.weight_scale_min, row.weight_scale_max]
 
 
+def test_the_steps_of_the_graph_that_ships_are_told_where_it_has_any() -> None:
+    shipped = qdq.inserted(source(), PLACEMENT, {**AMAX, "image": 127 * 8 * STEP})
+    next(n for n in shipped.graph.node if n.name == "head").input[0] = "flat"
+    next(n for n in shipped.graph.node if n.name == "head").input[1] = "head_w"
+    weight = next(t for t in shipped.graph.initializer if t.name == "stem_w_scale")
+    weight.CopyFrom(numpy_helper.from_array(np.array([STEP, 2 * STEP], np.float16), "stem_w_scale"))
+    found = named(rows(shipped=shipped, kept_float={"head": layers.FOR_ACCURACY}))
+    assert (found["stem"].amax, found["stem"].scale) == (254 * STEP, 8 * STEP)
+    assert (found["stem"].weight_scale_min, found["stem"].weight_scale_max) == (STEP, 2 * STEP)
+    assert (found["head"].scale, found["head"].weight_scale_max) == (STEP, STEP), "what it would have had"
+
+
 def test_what_was_measured_is_joined_and_the_rest_stays_unmeasured() -> None:
     noises = {"stem": LayerNoise("stem", SHIFT, 21.5, 64), "head": LayerNoise("head", SHIFT, float("inf"), 64)}
     effects = [Effect(("stem", "sum"), 0.25, 0.03, 128)]
