@@ -5,13 +5,14 @@ UV := $(BIN)/uv
 UV_VERSION := 0.13.8
 STAMP := .venv/.edgetl-installed
 
-.PHONY: help setup demo test test-all lint bench lock clean
+.PHONY: help setup demo test test-all lint bench peers-setup lock clean
 help:
 	@echo "make setup     .venv with everything at pinned versions (about 3 GB download, 6.5 GB on disk)"
 	@echo "make demo      the whole line on embedded data: fine-tune, INT8, engine coverage, bench table"
 	@echo "make test      the fast tests;  make test-all  the slow ones too"
 	@echo "make lint      ruff, mypy --strict, import-linter"
 	@echo "make bench     the CPU benchmarks (rows in benchmarks/results)"
+	@echo "make peers-setup  NNCF in an environment of its own, for python -m benchmarks peers"
 	@echo "make lock      resolve requirements.lock again"
 
 setup: $(STAMP)
@@ -40,6 +41,10 @@ lint: setup
 
 bench: setup
 	$(BIN)/python -m benchmarks
+
+peers-setup: setup
+	test -x benchmarks/.peers/bin/python || $(UV) venv --quiet benchmarks/.peers
+	$(UV) pip install --quiet --python benchmarks/.peers/bin/python -r benchmarks/peers-requirements.txt
 
 lock:
 	test -x $(UV) || { $(PYTHON) -m venv .venv && $(BIN)/python -m pip install --quiet uv==$(UV_VERSION); }

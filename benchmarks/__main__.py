@@ -1,6 +1,6 @@
 """Command line: run suites, or write the tables of README.md from the rows.
 
-python -m benchmarks                    every suite (about half an hour on two cores)
+python -m benchmarks                    every suite (hours on two cores)
 python -m benchmarks recipe --quick     one suite, tiny: does it work at all
 python -m benchmarks tables             benchmarks/README.md from benchmarks/results/*.jsonl
 """
@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from benchmarks import cpu_int8, memory, recipe, startup, tables
+from benchmarks import contract, cpu_int8, hard, memory, peers, recipe, startup, tables
 from benchmarks.rows import RESULTS, Row, append
 
 SUITES: dict[str, Callable[[bool], Iterator[Row]]] = {
@@ -20,6 +20,9 @@ SUITES: dict[str, Callable[[bool], Iterator[Row]]] = {
     "memory": memory.run,
     "recipe": recipe.run,
     "cpu_int8": cpu_int8.run,
+    "contract": contract.run,
+    "hard": hard.run,
+    "peers": peers.run,
 }
 
 

@@ -17,14 +17,14 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def run_module(module: str, *arguments: str, threads: int) -> Any:
+def run_module(module: str, *arguments: str, threads: int, python: str = sys.executable) -> Any:
     """`python -m module arguments...`; the JSON on its last line of stdout. Its stderr passes through.
 
     Raises RuntimeError when it fails.
     """
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(threads)}
     done = subprocess.run(
-        [sys.executable, "-m", module, *arguments],
+        [python, "-m", module, *arguments],
         cwd=ROOT,
         env=environment,
         stdout=subprocess.PIPE,

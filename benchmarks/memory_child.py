@@ -26,7 +26,7 @@ MEGABYTE = 1e6
 def main() -> None:
     """Dispatch on the first argument."""
     what, *arguments = sys.argv[1:]
-    with contextlib.redirect_stdout(sys.stderr), _stdout_to_stderr():
+    with contextlib.redirect_stdout(sys.stderr), stdout_to_stderr():
         answer = WORK[what](*arguments)
     print(json.dumps(answer))
 
@@ -138,23 +138,33 @@ def _counted(model: object) -> list[str]:
 def baseline() -> float:
     """Forget the peak so far; resident MB now."""
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    return _status("VmRSS")
+    return status("VmRSS")
 
 
 def taken(before: float) -> dict[str, float]:
     """Peak since `baseline`, above it."""
-    return {"peak_mb": max(0.0, _status("VmHWM") - before), "baseline_mb": before}
+    return {"peak_mb": max(0.0, status("VmHWM") - before), "baseline_mb": before}
 
 
-def _status(field: str) -> float:
-    for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
+def status(field: str, process: int | str = "self") -> float:
+    """A field of /proc/<process>/status in MB. Raises OSError, RuntimeError where there is none."""
+    for line in Path(f"/proc/{process}/status").read_text(encoding="ascii", errors="replace").splitlines():
         if line.startswith(field + ":"):
             return int(line.split()[1]) * 1024 / MEGABYTE
-    raise RuntimeError(f"no {field} in /proc/self/status")
+    raise RuntimeError(f"no {field} in /proc/{process}/status")
+
+
+def children(process: int) -> Iterator[int]:
+    """Every process below `process`, whichever of its threads started it."""
+    for path in Path(f"/proc/{process}/task").glob("*/children"):
+        with contextlib.suppress(OSError):  # the thread ended in between
+            for word in path.read_text(encoding="ascii").split():
+                yield int(word)
+                yield from children(int(word))
 
 
 @contextlib.contextmanager
-def _stdout_to_stderr() -> Iterator[None]:
+def stdout_to_stderr() -> Iterator[None]:
     """What libraries print, from C++ too, must not mix with the answer."""
     kept = os.dup(1)
     os.dup2(2, 1)

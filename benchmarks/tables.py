@@ -97,6 +97,63 @@ def _recipe(row: Row) -> list[str]:
     ]
 
 
+def _contract(row: Row) -> list[str]:
+    v = row["values"]
+    return [
+        row["case"],
+        _percent(v["reference_accuracy"]),
+        f"{v['verdict']} ({v['val_drop_pp']:+.2f}, {v['val_n']})",
+        _drop(v),
+        str(v["n"]),
+        _percent(v["agreement"]),
+        _share(v),
+        v["rungs"],
+        f"{v['seconds']:.0f}",
+        f"{v['passes']:.1f}",
+    ]
+
+
+def _hard(row: Row) -> list[str]:
+    v = row["values"]
+    return [
+        row["case"],
+        _percent(v["reference_accuracy"]),
+        _drop(v),
+        str(v["n"]),
+        _percent(v["agreement"]),
+        f"{v['kl']:.4f}",
+        _share(v),
+        f"{v['verdict']}: {v['rungs']}",
+        f"{v['seconds']:.0f}",
+    ]
+
+
+def _peers(row: Row) -> list[str]:
+    v = row["values"]
+    if v["status"] != "ok":
+        return [row["case"], v["status"], *["-"] * 7]
+    return [
+        row["case"],
+        _drop(v),
+        str(v["n"]),
+        _percent(v["agreement"]),
+        f"{v['kl']:.4f}",
+        _share(v),
+        f"{v['seconds']:.0f}",
+        f"{v['peak_mb']:.0f}",
+        f"{v['total_mb']:.0f}",
+    ]
+
+
+def _drop(v: dict[str, Any]) -> str:
+    return f"{v['drop_pp']:+.2f} ({v['drop_low_pp']:+.2f} to {v['drop_high_pp']:+.2f})"
+
+
+def _share(v: dict[str, Any]) -> str:
+    """What NVIDIA's builder runs in INT8, or that it does not take the graph."""
+    return _percent(v["int8_macs_share"]) if v["int8_macs_share"] is not None else v["nvidia"].split(":")[0]
+
+
 def _cpu_int8(row: Row) -> list[str]:
     v = row["values"]
     return [
@@ -135,5 +192,26 @@ _TABLES: dict[str, tuple[list[str], Callable[[Row], list[str]]]] = {
             *("edgetl val", "edgetl to the recipe's best, s", "edgetl in all, s", "ratio"),
         ],
         _recipe,
+    ),
+    "contract": (
+        [
+            *("network", "fp32 accuracy", "verdict (drop on val, n)", "drop on val + test, points", "n", "agreement"),
+            *("MACs in INT8", "kept steps", "s", "FP32 passes"),
+        ],
+        _contract,
+    ),
+    "hard": (
+        [
+            *("network: how", "fp32 accuracy", "drop, points", "n", "agreement", "KL", "MACs in INT8"),
+            *("verdict on val: kept steps", "s"),
+        ],
+        _hard,
+    ),
+    "peers": (
+        [
+            *("network: quantiser", "drop, points", "n", "agreement", "KL", "MACs in INT8", "s"),
+            *("MB above its imports", "MB in all"),
+        ],
+        _peers,
     ),
 }  # fmt: skip
