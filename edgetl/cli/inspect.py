@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -59,7 +60,7 @@ def inspect(
         run.done(result, show=lambda console: show_layers(console, result))
 
 
-def _refuse(wish: dict[str, object]) -> None:
+def _refuse(wish: Mapping[str, object]) -> None:
     for option, value in wish.items():
         if value is not None:
             raise InputError(option + " speaks of the layers of an int8 graph", value, "say --layers too")
