@@ -25,6 +25,7 @@ from edgetl.runtime.ort import options
 _CONTRAST = 8  # of 255: an image whose every channel spans less shows nothing (a lens cap, a blank page)
 _SAME = 1e-6  # of the largest logit: answers this near each other are one answer
 FP16_LIMIT = 65504 / 4  # a fourth of float16's largest number: room for images that calibration did not see
+FP16_FLOOR = 2.0**-13  # float16's steps are 2**-24 here and below: fewer than 11 bits are left of a smaller peak
 
 
 @dataclass
@@ -147,17 +148,17 @@ def session(
         raise GraphError("onnxruntime cannot run the graph for calibration", error) from error
 
 
-def overflowing(source: onnx.ModelProto, peaks: dict[str, float]) -> Iterator[str]:
-    """Names of the nodes that FP16 may turn to inf: those that read or make a tensor of a calibration peak above
-    FP16_LIMIT, or that read a constant beyond float16.
+def outside_float16(source: onnx.ModelProto, peaks: dict[str, float]) -> Iterator[str]:
+    """Names of the nodes that FP16 may turn to inf or to nothing, by the calibration peaks of what they read or make.
 
-    onnxruntime's CPU kernels compute FP16 in wider registers and hide an overflow, so these are kept in
-    FP32: range-checked, not simulated.
+    That is above FP16_LIMIT or below FP16_FLOOR (a tensor of zeros loses nothing), or a constant beyond
+    float16. onnxruntime's CPU kernels compute FP16 in wider registers and hide an overflow, so these are
+    kept in FP32: range-checked, not simulated.
     """
-    high = {name for name, peak in peaks.items() if peak > FP16_LIMIT}
-    high.update(tensor.name for tensor in source.graph.initializer if _beyond_float16(tensor))
+    outside = {name for name, peak in peaks.items() if peak > FP16_LIMIT or 0 < peak < FP16_FLOOR}
+    outside.update(tensor.name for tensor in source.graph.initializer if _beyond_float16(tensor))
     for node in source.graph.node:
-        if high.intersection(node.output) or high.intersection(node.input):
+        if outside.intersection(node.output) or outside.intersection(node.input):
             yield node.name
 
 

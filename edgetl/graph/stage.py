@@ -15,7 +15,7 @@ from edgetl import engine
 from edgetl.bundle import Bundle, writing
 from edgetl.errors import ContractUnmet, DataError
 from edgetl.graph import guard as guards
-from edgetl.graph.calibrate import Statistics, overflowing
+from edgetl.graph.calibrate import Statistics, outside_float16
 from edgetl.graph.int8 import calibrate, int8
 from edgetl.graph.options import ExportOptions
 from edgetl.graph.parity import golden
@@ -79,9 +79,9 @@ def _fp16(run: Run, base: onnx.ModelProto, statistics: Statistics) -> None:
         _finish(run, base, Precision.FP16, {"build_flags": ["FP16"], "arithmetic": "fp32 graph, FP16 by build flag"})
         return
     assert run.child is not None
-    kept = list(overflowing(base, statistics.peaks))
+    kept = list(outside_float16(base, statistics.peaks))
     if kept:
-        run.monitor.say(f"{len(kept)} nodes stay FP32: values near float16's limit (range-checked, not simulated)")
+        run.monitor.say(f"{len(kept)} nodes stay FP32: values outside float16's range (range-checked, not simulated)")
     _finish(run, run.child.fp16(base, kept), Precision.FP16, {"kept_fp32": kept, "range_check": "calibration peaks"})
 
 

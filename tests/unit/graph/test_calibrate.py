@@ -6,7 +6,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from edgetl.errors import DataError, GraphError
-from edgetl.graph.calibrate import FP16_LIMIT, Calibration, overflowing
+from edgetl.graph.calibrate import FP16_LIMIT, Calibration, outside_float16
 from edgetl.graph.macs import int8_share, macs
 
 
@@ -118,8 +118,13 @@ def test_nodes_around_values_near_float16s_limit_are_named() -> None:
     run = Calibration(network(gain=1000.0), [], threads=1)
     run.feed(IMAGES)
     assert run.statistics.peaks["conv"] > FP16_LIMIT
-    assert list(overflowing(network(), run.statistics.peaks)) == ["conv", "relu", "flat", "fc"]
-    assert list(overflowing(network(), {"conv": 10.0})) == []
+    assert list(outside_float16(network(), run.statistics.peaks)) == ["conv", "relu", "flat", "fc"]
+    assert list(outside_float16(network(), {"conv": 10.0, "act": 0.0})) == []
+
+
+def test_nodes_around_values_that_float16_hardly_holds_are_named() -> None:
+    assert list(outside_float16(network(), {"act": 1e-4})) == ["relu", "flat"]
+    assert list(outside_float16(network(), {"act": 2.0**-13})) == []
 
 
 def test_a_weight_beyond_float16_keeps_its_node_in_float32() -> None:
@@ -127,10 +132,10 @@ def test_a_weight_beyond_float16_keeps_its_node_in_float32() -> None:
     weight = numpy_helper.to_array(heavy.graph.initializer[0]).copy()
     weight[0, 0, 0, 0] = -65504.0
     heavy.graph.initializer[0].CopyFrom(numpy_helper.from_array(weight, "w"))
-    assert list(overflowing(heavy, {})) == []
+    assert list(outside_float16(heavy, {})) == []
     weight[0, 0, 0, 0] = -65600.0
     heavy.graph.initializer[0].CopyFrom(numpy_helper.from_array(weight, "w"))
-    assert list(overflowing(heavy, {})) == ["conv"]
+    assert list(outside_float16(heavy, {})) == ["conv"]
 
 
 def test_macs_of_a_convolution_and_a_gemm_are_counted_by_hand() -> None:
