@@ -57,6 +57,6 @@ def kept(subject: Subject, to: Path) -> Values:
 
 def _large() -> Recipe:
     """mobilenet_v2 at 224 px on flowers with 500 validation images; a probe will do, for it is about time."""
-    options = ("--backbone", "mobilenet_v2", "--weights", str(weights_of("mobilenet_v2")), "--image-size", "224")
-    options += ("--strategy", "linear-probe", "--val-fraction", "0.1158", "--test-fraction", "0.1158")
-    return Recipe("mobilenet_v2 at 224 px, flowers5_small", "flowers5_small", options)
+    which = ("--backbone", "mobilenet_v2", "--weights", str(weights_of("mobilenet_v2")), "--image-size", "224")
+    how = ("--strategy", "linear-probe", "--val-fraction", "0.1158", "--test-fraction", "0.1158")
+    return Recipe("mobilenet_v2 at 224 px, flowers5_small", "flowers5_small", which + how)

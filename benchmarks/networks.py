@@ -63,7 +63,7 @@ def finetuned(backbone: str, data: str) -> Recipe:
 
     Raises FileNotFoundError where the weights are absent.
     """
-    options = ("--backbone", backbone, "--weights", str(weights_of(backbone)), "--image-size", "128")
+    options: tuple[str, ...] = ("--backbone", backbone, "--weights", str(weights_of(backbone)), "--image-size", "128")
     options += ("--strategy", "lp-ft", "--epochs", "3", "--val-fraction", "0.3", "--test-fraction", "0.3")
     return Recipe(f"{backbone}, {data}", data, options)
 
@@ -71,7 +71,7 @@ def finetuned(backbone: str, data: str) -> Recipe:
 def from_scratch(title: str, backbone: str, arguments: str, epochs: int) -> Recipe:
     """A small network trained on digits at 64 px: MNIST's where the samples are, else the embedded ones."""
     data = "mnist" if have_samples() else "digits"
-    options = ("--backbone", backbone, "--backbone-args", arguments, "--image-size", "64")
+    options: tuple[str, ...] = ("--backbone", backbone, "--backbone-args", arguments, "--image-size", "64")
     options += ("--weights", "none", "--strategy", "scratch", "--epochs", str(epochs))
     return Recipe(f"{title}, {data}", data, options)
 

@@ -161,14 +161,14 @@ def _nncf(signed: bool) -> Callable[[Job], dict[str, Any]]:
         `signed`: int8 also where activations are never negative, since TensorRT's parser takes no uint8.
         """
         os.environ["NNCF_CI"] = "1"  # it reports its use to its makers otherwise
-        import nncf
+        import nncf  # type: ignore[import-not-found]  # it lives in another environment
         import onnx
-        from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, QuantizationParameters
+        from nncf.quantization import advanced_parameters as advanced  # type: ignore[import-not-found]
 
         model, name = onnx.load(job["graph"]), _input_name(job)
         images, held = _pixels(job, "calibration"), _pixels(job, "validation")
-        forced = AdvancedQuantizationParameters(
-            activations_quantization_params=QuantizationParameters(signedness_to_force=True)
+        forced = advanced.AdvancedQuantizationParameters(
+            activations_quantization_params=advanced.QuantizationParameters(signedness_to_force=True)
         )
         with _Measured() as measured:
             quantised = nncf.quantize_with_accuracy_control(
@@ -230,7 +230,8 @@ def _floats(images: Pixels) -> np.ndarray:
 
 
 def _pixels(job: Job, name: str) -> Pixels:
-    return np.load(job[name], mmap_mode="r")
+    pixels: Pixels = np.load(job[name], mmap_mode="r")
+    return pixels
 
 
 def _input_name(job: Job) -> str:
