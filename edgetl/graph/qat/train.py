@@ -30,8 +30,8 @@ from edgetl.images import to_batch
 from edgetl.monitor import SILENT, Monitor
 from edgetl.runtime.ort import OrtBackend
 
-_HELD_OUT = 10  # every tenth image judges and is not trained on
-_JUDGES = 256  # of them at most: judging should cost a fraction of the training
+_HELD_OUT = 10  # one image in so many judges and is not trained on
+_JUDGES = 256  # at most: judging should cost a fraction of the training
 _LOOKS = 8  # how often it is judged, evenly spread over the steps
 _TIMED = 4  # steps that tell how long the others will take
 _WARM_UP = 0.1  # of the steps: Adam's first ones know nothing of the gradients' size
@@ -65,7 +65,7 @@ def trained(
     """Train the float weights of `source` so that with `placement` and `amax` it answers as `teacher` does in fp32.
 
     `source`: a float graph, the teacher itself or one whose weights were equalised or corrected. `pixels`:
-    images of the target, labels unused; every tenth is held out to choose the best step by. The same
+    images of the target, labels unused; a tenth is held out to choose the best step by. The same
     arguments and thread count give the same bits, unless `options.minutes` cut the steps short (then the
     record says so). Raises InputError for too few images, GraphError for an operator it does not know.
     """
@@ -105,6 +105,11 @@ def _check(network: GraphNetwork, graph: onnx.ModelProto, pixels: Pixels) -> Non
         )
 
 
+def held_out(n: int, seed: int) -> npt.NDArray[np.int64]:
+    """Which of `n` images judge: drawn, since a balanced set has its classes in turn and every tenth may be of one."""
+    return np.sort(np.random.default_rng(seed).permutation(n)[: min(n // _HELD_OUT, _JUDGES)])
+
+
 @contextmanager
 def _threads(threads: int) -> Iterator[None]:
     before = torch.get_num_threads()
@@ -124,9 +129,9 @@ class _Run:
         self.options, self.monitor = options, monitor
         self._network, self._teacher = network, teacher
         self._pixels, self._shape = pixels, pixels.first(1).shape[1:]
-        held_out = np.arange(0, pixels.n, _HELD_OUT)
-        self._judges = np.array_split(held_out[:_JUDGES], -(-min(len(held_out), _JUDGES) // _PART))
-        self._learned = np.setdiff1d(np.arange(pixels.n), held_out)
+        apart = held_out(pixels.n, options.seed)
+        self._judges = np.array_split(apart, -(-len(apart) // _PART))
+        self._learned = np.setdiff1d(np.arange(pixels.n), apart)
         self._optimizer = torch.optim.Adam(network.parameters(), lr=options.lr)
         self._random = np.random.default_rng(options.seed)
         self._part = self._parts()
