@@ -240,3 +240,31 @@ def test_long_names_are_cut_in_the_middle() -> None:
     name = "abcdefghijklmnopqrstuvwxyz"
     assert shortened([name], 10) == ["abc\N{HORIZONTAL ELLIPSIS}uvwxyz"]
     assert shortened([name], 26) == [name]
+
+
+@pytest.mark.slow
+@pytest.mark.data
+def test_a_real_network(
+    samples: Path, mobilenet_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "flowers"
+    commands = (
+        ("finetune", samples / "data/flowers5_small", "--to", path, "--backbone", "mobilenet_v2", "--weights",
+         mobilenet_weights, "--image-size", "64", "--strategy", "linear-probe"),
+        ("export", path, "--int8", "--method", "max", "--calib-size", "64", "--allow-unmet", "--max-drop", "100"),
+    )  # fmt: skip
+    for command in commands:
+        done = CliRunner().invoke(app, ["-q", *(str(word) for word in command)])
+        assert done.exit_code == 0, done.stderr
+    found = json.loads(inspect(path, "--layers", "--json").stdout)
+    rows = found["layers"]
+    assert len(rows) == found["graph"]["layers"] == 52, "all convolutions; the classifier's Gemm stays in float"
+    assert {r["op"] for r in rows} == {"Conv"} and all(r["sqnr_db"] > 0 for r in rows if r["sqnr_db"] is not None)
+    assert sum(r["macs_share"] for r in rows) > 0.99
+    assert all(r["clipped"] == 0 for r in rows), "max clips nothing"
+    relu6 = [r for r in rows if r["peak"] == 6.0]
+    assert len(relu6) > 30, "most inputs end at ReLU6's six"
+    if found["graph"]["builder"]:
+        assert {r["precision"] for r in rows if not r["kept_float"]} == {"int8"}
+    for width in (80, 120):
+        assert max(len(line) for line in at(width, path, monkeypatch)) <= width
