@@ -72,6 +72,9 @@ def apart(sets: ImageSets) -> dict[str, list[str]]:
     found = {name: [s.digest for s in one.samples] for name, one in named.items() if one is not None}
     for (one, left), (other, right) in itertools.combinations(found.items(), 2):
         assert not set(left) & set(right), (one, other)
+    if sets.training is not None:  # it may hold what is calibrated on, and nothing that is chosen or judged by
+        trained = {s.digest for s in sets.training.samples}
+        assert trained and not trained & {d for name in ("search", "guard", "test") for d in found.get(name, ())}
     for name in ("calibration", "search"):
         assert len(found[name]) == len(set(found[name])) > 0, name
     return found
@@ -84,9 +87,11 @@ def balance(samples: object) -> set[int]:
 INT8 = ExportOptions(int8=True)
 
 
-def test_from_the_bundle_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize("rescue", ["exclude", "qat"])
+def test_from_the_bundle_alone(tmp_path: Path, rescue: str) -> None:
     splits = {"train": images("t", 300), "val": images("v", 20), "test": images("x", 20)}
-    sets = image_sets(recorded(tmp_path, splits), INT8)
+    sets = image_sets(recorded(tmp_path, splits), ExportOptions(int8=True, rescue=rescue))
+    assert (sets.training is not None) == (rescue == "qat")
     found = apart(sets)
     assert {name: len(s) for name, s in found.items()} == {
         "calibration": 512,
@@ -194,7 +199,7 @@ def test_whatever_the_splits_no_content_has_two_uses(
     splits = {name: [(t, f"c{content}") for t, content in found] for name, found in given_.items() if found}
     bundle = recorded(tmp_path_factory.mktemp("sets"), splits)  # type: ignore[arg-type]  # contents are text now
     try:
-        sets = image_sets(bundle, ExportOptions(int8=True, calib_size=str(size)))
+        sets = image_sets(bundle, ExportOptions(int8=True, calib_size=str(size), rescue="qat"))
     except (DataError, InputError):
         return  # too few, or the judge has nothing of its own: said, not worked around
     apart(sets)
