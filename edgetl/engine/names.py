@@ -34,6 +34,7 @@ GUARDED = {
     "progress_monitor": "10 and later",
     "metadata": "of a network layer: its ONNX node; 8.6 and later, before that the layer's name is the node's",
     "node_name": "of a parser error; 10 and later, before that the node's number",
+    "node_operator": "of a parser error; with node_name",
     "FULLY_CONNECTED": "layer type of 8.5 and 8.6",
     "get_engine_validity": "TensorRT for RTX: whether this GPU can run a plan",
     "EngineValidity": "TensorRT for RTX",

@@ -123,3 +123,10 @@ def test_no_path_of_the_machine_it_was_written_on():
     homes = ("/" + "work/", "/" + "tmp/", "/" + "root/", "/home/")
     found = [name(p) for p in SOURCES if any(home in p.read_text(encoding="utf-8") for home in homes)]
     assert found == []
+
+
+def test_the_readme_has_a_phrase_for_every_file():
+    text = (PACKAGE.parent / "README.md").read_text(encoding="utf-8")
+    tree = text[text.index("The tree, a phrase per file") :]
+    missing = [p for p in SOURCES if p.name not in ("__init__.py", "__main__.py") and f"  {p.name} " not in tree]
+    assert not missing
