@@ -3,6 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 UV := $(BIN)/uv
 UV_VERSION := 0.13.8
+JOBS ?= 2 # processes of the tests; each may take 1.5 GB
 STAMP := .venv/.edgetl-installed
 
 .PHONY: help setup demo test test-all lint bench peers-setup lock clean
@@ -28,10 +29,10 @@ demo: setup
 	$(BIN)/edgetl demo
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS)
 
 test-all: setup
-	$(BIN)/python -m pytest -m 'slow or not slow'
+	$(BIN)/python -m pytest -n $(JOBS) -m 'slow or not slow'
 
 lint: setup
 	$(BIN)/ruff check .
