@@ -31,7 +31,6 @@ METHODS = {
     "modelopt-entropy": "modelopt, entropy (default)",
     "modelopt-max": "modelopt, max",
     "nncf": "NNCF, accuracy control",
-    "nncf-signed": "NNCF, accuracy control, signed",
 }
 CALIBRATION_IMAGES = 256  # onnxruntime's Entropy keeps every activation of all of them
 
@@ -74,7 +73,7 @@ FIGURES = (
 
 def python_of(method: str) -> str | None:
     """The interpreter that has what `method` needs; None: NNCF's environment is not there."""
-    if not method.startswith("nncf"):
+    if method != "nncf":
         return sys.executable
     given = os.environ.get("EDGETL_PEERS_PYTHON")
     there = Path(given) if given else HERE / ".peers/bin/python"

@@ -154,36 +154,25 @@ def _modelopt(method: str) -> Callable[[Job], dict[str, Any]]:
     return run
 
 
-def _nncf(signed: bool) -> Callable[[Job], dict[str, Any]]:
-    def run(job: Job) -> dict[str, Any]:
-        """quantize_with_accuracy_control on the ONNX model; its metric is accuracy on the validation images.
+def _nncf(job: Job) -> dict[str, Any]:
+    """quantize_with_accuracy_control on the ONNX model; its metric is accuracy on the validation images."""
+    os.environ["NNCF_CI"] = "1"  # it reports its use to its makers otherwise
+    import nncf  # type: ignore[import-not-found]  # it lives in another environment
+    import onnx
 
-        `signed`: int8 also where activations are never negative, since TensorRT's parser takes no uint8.
-        """
-        os.environ["NNCF_CI"] = "1"  # it reports its use to its makers otherwise
-        import nncf  # type: ignore[import-not-found]  # it lives in another environment
-        import onnx
-        from nncf.quantization import advanced_parameters as advanced  # type: ignore[import-not-found]
-
-        model, name = onnx.load(job["graph"]), _input_name(job)
-        images, held = _pixels(job, "calibration"), _pixels(job, "validation")
-        forced = advanced.AdvancedQuantizationParameters(
-            activations_quantization_params=advanced.QuantizationParameters(signedness_to_force=True)
+    model, name = onnx.load(job["graph"]), _input_name(job)
+    images, held = _pixels(job, "calibration"), _pixels(job, "validation")
+    with _Measured() as measured:
+        quantised = nncf.quantize_with_accuracy_control(
+            model,
+            nncf.Dataset(list(range(len(images))), lambda i: {name: _floats(images[i : i + 1])}),
+            nncf.Dataset(list(range(len(held))), lambda i: {name: _floats(held[i : i + 1])}),
+            _accuracy(name, held, np.load(job["targets"]), job["threads"]),
+            max_drop=job["max_drop"] / 100,
+            subset_size=len(images),
         )
-        with _Measured() as measured:
-            quantised = nncf.quantize_with_accuracy_control(
-                model,
-                nncf.Dataset(list(range(len(images))), lambda i: {name: _floats(images[i : i + 1])}),
-                nncf.Dataset(list(range(len(held))), lambda i: {name: _floats(held[i : i + 1])}),
-                _accuracy(name, held, np.load(job["targets"]), job["threads"]),
-                max_drop=job["max_drop"] / 100,
-                subset_size=len(images),
-                advanced_quantization_parameters=forced if signed else None,
-            )
-            onnx.save(quantised, job["to"])
-        return measured.answer(job["to"], f"nncf {nncf.__version__}")
-
-    return run
+        onnx.save(quantised, job["to"])
+    return measured.answer(job["to"], f"nncf {nncf.__version__}")
 
 
 def _accuracy(
@@ -249,8 +238,7 @@ METHODS: dict[str, Callable[[Job], dict[str, Any]]] = {
     "onnxruntime-percentile": _onnxruntime("Percentile"),
     "modelopt-entropy": _modelopt("entropy"),
     "modelopt-max": _modelopt("max"),
-    "nncf": _nncf(signed=False),
-    "nncf-signed": _nncf(signed=True),
+    "nncf": _nncf,
 }
 
 if __name__ == "__main__":
