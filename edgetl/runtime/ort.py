@@ -55,6 +55,8 @@ def options(threads: int = 0, simulate: bool = True, optimise: bool = True) -> A
     out.inter_op_num_threads = 1
     out.log_severity_level = 3  # errors; warnings about graph details are not for users
     out.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    # It ends the process (segmentation fault, 1.31) on Transpose and MatMul in FP16, which every ViT has.
+    out.add_session_config_entry("optimization.disable_specified_optimizers", "MatmulTransposeFusion")
     if simulate:
         out.add_session_config_entry("session.disable_quant_qdq", "1")
     if not optimise:

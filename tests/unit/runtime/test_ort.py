@@ -72,6 +72,30 @@ def test_threads_are_handed_on() -> None:
         ort.options(simulate=False).get_session_config_entry("session.disable_quant_qdq")
 
 
+def test_a_transpose_before_a_product_in_fp16_does_not_end_the_process(tmp_path: Path) -> None:
+    """With onnxruntime's own choice of optimisers it is a segmentation fault: hence a process of its own."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    nodes = [
+        helper.make_node("Cast", ["x"], ["half"], to=TensorProto.FLOAT16),
+        helper.make_node("Transpose", ["half"], ["turned"], perm=[1, 0, 2]),
+        helper.make_node("MatMul", ["turned", "w"], ["product"]),
+        helper.make_node("Cast", ["product"], ["y"], to=TensorProto.FLOAT),
+    ]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("x", "y")]
+    weight = numpy_helper.from_array(np.eye(8, dtype=np.float16), "w")
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], [weight])
+    path = tmp_path / "turned.onnx"
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
+    path.write_bytes(model.SerializeToString())
+    code = (
+        "import sys, onnxruntime; from edgetl.runtime.ort import options; "
+        "onnxruntime.InferenceSession(sys.argv[1], options(threads=1), providers=['CPUExecutionProvider'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize(
     "batch",
     [
