@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,15 +18,13 @@ from edgetl.graph.cpu import kernels
 from edgetl.graph.cpu_qdq import host_weight_bits
 from edgetl.graph.ladder import Found, Tools, climb
 from edgetl.graph.nvidia import IN_FLOAT, Settled, built, settled
-from edgetl.graph.pixels import logits_of
+from edgetl.graph.pixels import graph_logits, logits_of
 from edgetl.graph.qat import QatOptions, trained
 from edgetl.graph.quantise import Calibrated, calibrated, placed
 from edgetl.graph.reference import based_on, reference_backend
 from edgetl.graph.run import Run
 from edgetl.graph.search import Search, paired
 from edgetl.measure.score import Paired
-from edgetl.runtime import Backend
-from edgetl.runtime.ort import OrtBackend
 from edgetl.spec import Precision, Profile
 
 Logits = npt.NDArray[np.float32]
@@ -71,7 +70,7 @@ def int8(run: Run, start: Calibrated) -> None:
     if convergence is not None:
         run.monitor.say(f"calibration: {convergence}")
     run.guard = {
-        **_judged(run, OrtBackend(made.path, threads=options.threads), found, winner),
+        **_judged(run, made.path, found, winner),
         "calibration": {"n": winner.found.statistics.n, "convergence": convergence and convergence.to_json()},
     }
     extra: dict[str, Any] = {
@@ -161,24 +160,22 @@ def _answers(run: Run, name: str) -> Logits:
     return run.answers[name]
 
 
-def _judged(run: Run, candidate: Backend, found: Found, winner: Candidate) -> dict[str, Any]:
+def _judged(run: Run, shipped: Path, found: Found, winner: Candidate) -> dict[str, Any]:
     """The verdict on the shipped graph: the guard's images decide, the test images stand beside them."""
     contract = guards.Contract.of(run.options)
     assert run.sets.guard is not None
-    try:
-        seen = _compared(run, candidate, "guard", contract.max_drop)
-        test = None
-        if run.sets.test is not None:
-            on_test = _compared(run, candidate, "test", contract.max_drop)
-            test = guards.measured(on_test, run.bundle.labels, run.sets.test.name, candidate.evidence)
-    finally:
-        candidate.close()
-    shown = guards.measured(seen, run.bundle.labels, run.sets.guard.name, candidate.evidence)
+    seen, evidence = _compared(run, shipped, "guard", contract.max_drop)
+    test = None
+    if run.sets.test is not None:
+        on_test, _ = _compared(run, shipped, "test", contract.max_drop)
+        test = guards.measured(on_test, run.bundle.labels, run.sets.test.name, evidence)
+    shown = guards.measured(seen, run.bundle.labels, run.sets.guard.name, evidence)
     return guards.judge(contract, seen, shown, test, (found.rungs, winner.in_float, found.effects))
 
 
-def _compared(run: Run, candidate: Backend, name: str, max_drop: float) -> Paired:
+def _compared(run: Run, shipped: Path, name: str, max_drop: float) -> tuple[Paired, str]:
+    """What the shipped graph loses on a set of images, and how that was come by."""
     pixels, expected = run.decoded(name), _answers(run, name)
-    given: Logits = logits_of(candidate, pixels, run.monitor, f"{name}: int8 graph")
+    given, evidence = graph_logits(shipped, pixels, run.options.threads, run.monitor, f"{name}: int8 graph")
     labelled = run.options.guard == "labels"
-    return paired(expected, given, pixels.targets if labelled else expected.argmax(axis=1), max_drop)
+    return paired(expected, given, pixels.targets if labelled else expected.argmax(axis=1), max_drop), evidence

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +12,10 @@ import numpy.typing as npt
 
 from edgetl.errors import disk_errors
 from edgetl.images import Sample, stream
+from edgetl.measure.environment import available_cores
 from edgetl.monitor import SILENT, Monitor
 from edgetl.runtime import Backend, run_pixels
+from edgetl.runtime.ort import OrtBackend
 from edgetl.spec import Preprocess
 
 _BATCH = 8  # images a run: enough for the kernels, small enough for memory
@@ -72,13 +76,30 @@ class Pixels:
 
 
 def logits_of(
-    backend: Backend, pixels: Pixels, monitor: Monitor = SILENT, what: str = "run"
+    backend: Backend, pixels: Pixels, monitor: Monitor = SILENT, what: str = "run", workers: int = 1
 ) -> npt.NDArray[np.float32]:
-    """float32 (n, C) of `backend` over `pixels`."""
-    parts = []
+    """float32 (n, C) of `backend` over `pixels`; `workers` batches at once, for backends whose `run` allows it."""
+    parts: list[npt.NDArray[np.float32]] = []
     done = 0
-    for batch in pixels.batches():
-        parts.append(run_pixels(backend, batch, _BATCH))
-        done += len(batch)
-        monitor.progress(what, done, pixels.n)
+    batches = pixels.batches()
+    with ThreadPoolExecutor(workers) as pool:
+        while group := list(itertools.islice(batches, workers)):  # no more in memory than are being run
+            parts.extend(pool.map(lambda batch: run_pixels(backend, batch, _BATCH), group))
+            done += sum(map(len, group))
+            monitor.progress(what, done, pixels.n)
     return np.concatenate(parts)
+
+
+def graph_logits(
+    path: Path, pixels: Pixels, threads: int = 0, monitor: Monitor = SILENT, what: str = "run"
+) -> tuple[npt.NDArray[np.float32], str]:
+    """(float32 (n, C), evidence) of the graph at `path` in onnxruntime; `threads` 0: as many as there are cores.
+
+    A thread a batch instead of several for one: onnxruntime's float16 kernels use one however many there are,
+    its threads spin while they wait, and the answers do not depend on their number.
+    """
+    backend = OrtBackend(path, threads=1)
+    try:
+        return logits_of(backend, pixels, monitor, what, threads or available_cores()), backend.evidence
+    finally:
+        backend.close()

@@ -15,11 +15,10 @@ import onnx
 
 from edgetl.errors import GraphError
 from edgetl.graph import surgery
-from edgetl.graph.pixels import Pixels, logits_of
+from edgetl.graph.pixels import Pixels, graph_logits
 from edgetl.measure.score import Paired, compare
 from edgetl.monitor import SILENT, Monitor
 from edgetl.runtime.classify import softmax
-from edgetl.runtime.ort import OrtBackend
 
 Logits = npt.NDArray[np.float32]
 NOISES = 32  # noise vectors that each answer meets
@@ -139,9 +138,7 @@ class Search:
 
     def _logits(self, model: onnx.ModelProto, what: str, n: int) -> Logits:
         path = surgery.save(model, self._scratch / "candidate.onnx")
-        backend = OrtBackend(path, threads=self._threads)
         try:
-            return logits_of(backend, self._pixels.head(n), self._monitor, what)
+            return graph_logits(path, self._pixels.head(n), self._threads, self._monitor, what)[0]
         finally:
-            backend.close()
             path.unlink()

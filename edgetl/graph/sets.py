@@ -13,7 +13,7 @@ from edgetl.images import Sample, draw_balanced
 from edgetl.images.of_bundle import open_data, read_unlabelled, without
 
 TRAINING_IMAGES = 4096  # for --rescue qat; decoded into a scratch file of 0.6 GB at 224 px
-TEST_IMAGES = 512  # what the shipped graph's drop is shown on beside val; the bench takes all of them
+TEST_IMAGES = 256  # what the shipped graph's drop is shown on beside val; the bench takes all of them
 SEARCH_IMAGES = 256  # enough to rank methods and groups of layers by KL; each costs one simulated pass
 _NAMED = 5  # missing classes that a remark names
 

@@ -74,6 +74,13 @@ def _memory_mb(root: Path) -> Optional[int]:
     return int(total.split()[0]) * 1024 // 1000000 if total else None
 
 
+def available_cores(root: Path = Path("/")) -> int:
+    """Cores that work of this process may be spread over: its affinity, and no more than the container's share."""
+    cores = _affinity() or os.cpu_count() or 1
+    share = _cgroup_cpus(root)
+    return cores if share is None else max(1, min(cores, int(share)))
+
+
 def _affinity() -> Optional[int]:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from edgetl.measure.environment import environment
+from edgetl.measure.environment import available_cores, environment
 
 
 def machine(root: Path, **files: str) -> Path:
@@ -88,3 +88,10 @@ def test_gpus_are_those_that_the_driver_reports(
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     assert environment()["gpus"] == gpus
+
+
+def test_a_container_is_counted_by_its_share_of_cores(tmp_path: Path) -> None:
+    everything = available_cores(tmp_path)
+    assert everything >= 1
+    assert available_cores(machine(tmp_path / "half", **{"sys__fs__cgroup__cpu.max": "50000 100000\n"})) == 1
+    assert available_cores(machine(tmp_path / "none", **{"sys__fs__cgroup__cpu.max": "max 100000\n"})) == everything
