@@ -23,7 +23,8 @@ from edgetl.monitor import SILENT, Monitor
 SHORTLIST = 16  # groups whose effect is measured, a pass of EFFECT_IMAGES each
 EFFECT_IMAGES = 128
 XRAY_SHORTLIST, XRAY_IMAGES = 8, 64  # where no rescue is needed: enough to look at, for a quarter of the cost
-LEAST_INT8 = 0.5  # below this share of the MACs an INT8 graph has no point: ship the fp16 one
+CHEAP_INT8 = 0.9  # what is left in float for a margin leaves this share of the MACs in INT8
+LEAST_INT8 = 0.5  # below this an INT8 graph has no point: ship the fp16 one
 
 
 @dataclass(frozen=True)
@@ -85,16 +86,29 @@ def effects(
 
 def ranking(
     candidate: Candidate, measured: Sequence[Effect], noises: Mapping[str, LayerNoise]
-) -> list[tuple[str, ...]]:
-    """Groups in the order in which they are left in float: those that were seen to harm, then by their own noise.
+) -> tuple[list[tuple[str, ...]], int]:
+    """(groups in the order in which they are left in float, how many of them are cheap).
 
-    It ends where less than LEAST_INT8 of the MACs would be quantised.
+    Those that were seen to harm first, then by their own noise. First come the cheap ones: together they leave
+    CHEAP_INT8 of the MACs quantised, a group that would break that waits. The others go down to LEAST_INT8.
     """
     harmful = [effect.nodes for effect in measured if effect.kl_regained > 0]
     known = {effect.nodes for effect in measured}
     order = harmful + [group.nodes for group in shortlist(candidate, noises) if group.nodes not in known]
-    shares = _shares(candidate, order)
-    return [nodes for nodes, share in zip(order, shares[1:], strict=True) if share >= LEAST_INT8]
+    cheap = _within(candidate, [], order, CHEAP_INT8)
+    others = [nodes for nodes in order if nodes not in cheap]
+    return cheap + _within(candidate, cheap, others, LEAST_INT8), len(cheap)
+
+
+def _within(
+    candidate: Candidate, gone: list[tuple[str, ...]], order: Sequence[tuple[str, ...]], floor: float
+) -> list[tuple[str, ...]]:
+    """The groups of `order` that can follow `gone`, each in turn, while `floor` of the MACs stays quantised."""
+    taken: list[tuple[str, ...]] = []
+    for nodes in order:
+        if _shares(candidate, [*gone, *taken, nodes])[-1] >= floor:
+            taken.append(nodes)
+    return taken
 
 
 def _shares(candidate: Candidate, order: Sequence[tuple[str, ...]]) -> list[float]:
@@ -113,12 +127,12 @@ def fewest(
     candidate: Candidate,
     order: Sequence[tuple[str, ...]],
     search: Search,
-    enough: Callable[[Score, float], bool],
+    enough: Callable[[Score], bool],
+    start: int = 0,
 ) -> tuple[list[Trial], Trial | None]:
-    """(all trials, the chosen one): the fewest of `order` in float that is `enough`, else the nearest to fp32.
+    """(all trials, the one with the fewest of `order` in float that is `enough`; None where not even all are).
 
-    1, 2, 4, ... groups until one is enough, then bisection below it. `enough` is asked with the score and the
-    share of the MACs that is still quantised. None where `order` is empty.
+    start + 1, + 2, + 4, ... groups until one is enough, then bisection below it.
     """
     trials: dict[int, Trial] = {}
     shares = _shares(candidate, order)
@@ -128,14 +142,14 @@ def fewest(
         left = candidate.leaving([node for nodes in order[:count] for node in nodes])
         score = search.measure(left.twin(), f"{count} groups in float")
         trials[count] = Trial(count, shares[count], left, score, time.monotonic() - started)
-        return enough(score, shares[count])
+        return enough(score)
 
-    low, high = 0, 1
+    low, high = start, start + 1
     while high <= len(order) and not good(high):
         low = high
-        high = min(2 * high, len(order)) if high < len(order) else high + 1
+        high = min(start + 2 * (high - start), len(order)) if high < len(order) else high + 1
     if high > len(order):
-        return list(trials.values()), min(trials.values(), key=lambda t: t.score.kl, default=None)
+        return list(trials.values()), None
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if good(middle) else (middle, high)

@@ -17,13 +17,13 @@ from edgetl.graph.candidate import Candidate
 from edgetl.graph.cpu import kernels
 from edgetl.graph.cpu_qdq import host_weight_bits
 from edgetl.graph.ladder import Found, Tools, climb
-from edgetl.graph.nvidia import IN_FLOAT, Settled, built, settled
+from edgetl.graph.nvidia import IN_FLOAT, Settled, built, settled, with_whole_pairs
 from edgetl.graph.pixels import graph_logits, logits_of
 from edgetl.graph.qat import QatOptions, trained
 from edgetl.graph.quantise import Calibrated, calibrated, placed
 from edgetl.graph.reference import based_on, reference_backend
 from edgetl.graph.run import Run
-from edgetl.graph.search import Search, paired
+from edgetl.graph.search import Search, paired, temperature_of
 from edgetl.measure.score import Paired
 from edgetl.spec import Precision, Profile
 
@@ -125,7 +125,18 @@ def _tools(run: Run, start: Calibrated) -> Tools:
 
     by_agreement = options.guard == "agreement"
     answers = _answers(run, "guard")
-    search = Search(run.source, run.decoded("search"), run.scratch, answers, by_agreement, options.threads, run.monitor)
+    # The reference alone is calibrated on the labels; a probability that nobody checked would price the flips wrongly.
+    temperature = 1.0 if by_agreement else temperature_of(answers, run.decoded("guard").targets)
+    search = Search(
+        run.source,
+        run.decoded("search"),
+        run.scratch,
+        answers,
+        by_agreement,
+        temperature,
+        options.threads,
+        run.monitor,
+    )
     bits = host_weight_bits()[0] if run.profile is Profile.CPU else None
     return Tools(search, pixels, again, lambda best: _retrained(run, best), options.threads, run.monitor, bits)
 
@@ -146,7 +157,8 @@ def _lowered(run: Run, winner: Candidate) -> onnx.ModelProto:
         return graph
     assert run.child is not None
     ranges = {f"{name}_dequantised": peak for name, peak in winner.ranges.items()}
-    return run.child.fp16(graph, list(outside_float16(graph, {**winner.found.statistics.peaks, **ranges})))
+    outside = outside_float16(graph, {**winner.found.statistics.peaks, **ranges})
+    return run.child.fp16(graph, sorted(with_whole_pairs(graph, outside)))
 
 
 def _answers(run: Run, name: str) -> Logits:

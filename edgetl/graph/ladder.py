@@ -8,14 +8,14 @@ Every rung is measured on the search images alone. What is chosen here is judged
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import onnx
 
 from edgetl.graph import equalise, exclude, local
 from edgetl.graph.candidate import Candidate
-from edgetl.graph.exclude import Effect
+from edgetl.graph.exclude import Effect, Trial
 from edgetl.graph.local import LayerNoise
 from edgetl.graph.pixels import Pixels
 from edgetl.graph.quantise import Calibrated
@@ -24,7 +24,6 @@ from edgetl.graph.search import Rung, Score, Search
 from edgetl.monitor import SILENT, Monitor
 
 MARGIN = 0.5  # of the contract: the verdict's images scatter
-MARGIN_WORTH = 0.9  # of the MACs stay in INT8 for the margin's sake; more go to float only to be expected to pass
 _WORTH = 0.98  # a step that costs nothing at run time is kept where it takes 2 % off the KL, which noise does not
 
 
@@ -57,16 +56,12 @@ class Found:
 
 @dataclass
 class _Climb:
-    """The best candidate so far and how it was come by.
-
-    `share`: of the MACs that were quantised and still are; `whole_score`: of the best with nothing in float.
-    """
+    """The best candidate so far and how it was come by; `whole_score`: of the best with nothing in float."""
 
     tools: Tools
     max_drop: float
     best: Candidate
     score: Score | None = None
-    share: float = 1.0
     whole_score: Score | None = None
     rungs: list[Rung] = field(default_factory=list)
     effects: tuple[Effect, ...] = ()
@@ -75,7 +70,12 @@ class _Climb:
     @property
     def enough(self) -> bool:
         """Whether the best candidate is expected to keep the contract."""
-        return self.score is not None and keeps(self.score, self.max_drop, self.share)
+        return self.score is not None and keeps(self.score, self.max_drop)
+
+    @property
+    def expected(self) -> float:
+        """The points that the best candidate is expected to lose."""
+        return float("inf") if self.score is None else self.score.expected_drop_pp
 
     def offer(self, name: str, candidate: Candidate, worth: float = 1.0) -> None:
         """Measure a rung; keep its candidate where it is nearer to fp32 than the best so far."""
@@ -96,9 +96,9 @@ class _Climb:
         )
 
 
-def keeps(score: Score, max_drop: float, share: float = 1.0) -> bool:
-    """Whether a candidate with `share` of its MACs in INT8 is expected to lose well below `max_drop` points."""
-    return score.expected_drop_pp <= max_drop * (MARGIN if share >= MARGIN_WORTH else 1.0)
+def keeps(score: Score, max_drop: float) -> bool:
+    """Whether a candidate is expected to lose no more than half of `max_drop` points."""
+    return score.expected_drop_pp <= MARGIN * max_drop
 
 
 def climb(start: Calibrated, source: onnx.ModelProto, method: str, rescue: str, max_drop: float, tools: Tools) -> Found:
@@ -173,21 +173,35 @@ def _noises(tools: Tools, best: Candidate) -> Mapping[str, LayerNoise]:
 
 
 def _leave_out(climbing: _Climb, noises: Mapping[str, LayerNoise], label: str = "") -> None:
-    """The fewest groups in float that are enough; they cost time on the device, so no more than that."""
+    """The fewest groups in float that are enough; they cost time on the device, so no more than that.
+
+    Up to a tenth of the MACs goes for the margin; more only where the contract would not be kept even so.
+    """
     if climbing.enough:
         return
-    base, search = climbing.best, climbing.tools.search
-    climbing.effects = exclude.effects(base, noises, search, climbing.tools.monitor)
-    order = exclude.ranking(base, climbing.effects, noises)
-    trials, chosen = exclude.fewest(base, order, search, lambda score, share: keeps(score, climbing.max_drop, share))
-    if chosen and not keeps(chosen.score, climbing.max_drop, chosen.share) and chosen.score.kl >= _kl(climbing.score):
-        chosen = None  # nothing was enough, and what came nearest is no nearer than before
+    base, tools, allowed = climbing.best, climbing.tools, climbing.max_drop
+    climbing.effects = exclude.effects(base, noises, tools.search, tools.monitor)
+    order, cheap = exclude.ranking(base, climbing.effects, noises)
+    trials, chosen = exclude.fewest(base, order[:cheap], tools.search, lambda score: keeps(score, allowed))
+    if chosen is None and climbing.expected > allowed:
+        chosen = _least(trials, allowed)
+    if chosen is None and climbing.expected > allowed:
+        more, chosen = exclude.fewest(base, order, tools.search, lambda score: score.expected_drop_pp <= allowed, cheap)
+        trials += more
+        nearest = min(trials, key=lambda trial: trial.score.kl, default=None)
+        if chosen is None and nearest is not None and nearest.score.kl < _kl(climbing.score):
+            chosen = nearest
     for trial in trials:
         name = f"{label}{trial.count} group{'s' if trial.count > 1 else ''} in float"
         climbing.log(name, trial.score, trial is chosen, trial.seconds)
         if trial is chosen:
-            climbing.best = replace(trial.candidate, steps=(*base.steps, name))
-            climbing.score, climbing.share = trial.score, trial.share
+            climbing.best, climbing.score = replace(trial.candidate, steps=(*base.steps, name)), trial.score
+
+
+def _least(trials: Sequence[Trial], allowed: float) -> Trial | None:
+    """Of the trials that are expected to keep the contract without the margin the one with the fewest groups."""
+    passing = [trial for trial in trials if trial.score.expected_drop_pp <= allowed]
+    return min(passing, key=lambda trial: trial.count, default=None)
 
 
 def _kl(score: Score | None) -> float:
@@ -209,5 +223,5 @@ def _retrain(climbing: _Climb, whole: Candidate) -> bool:
     kept = score.kl < _kl(climbing.whole_score)
     climbing.log("trained", score, kept)
     if kept:
-        climbing.best, climbing.score, climbing.share = trained, score, 1.0
+        climbing.best, climbing.score = trained, score
     return kept

@@ -7,7 +7,7 @@ IN_FLOAT; a convolution that falls back even then is an error with its name.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -119,12 +119,41 @@ def settled(make: Make, monitor: Monitor = SILENT, look: Look = built) -> Settle
     return Settled(model, path, found, left_out)
 
 
+def with_whole_pairs(graph: onnx.ModelProto, kept: Iterable[str]) -> set[str]:
+    """`kept` (nodes that stay FP32) and what must stay with them so that no Cast comes between a DQ and a product.
+
+    NVIDIA's builder fuses a DequantizeLinear only into the product that reads it directly. So a product in FP32
+    takes the DequantizeLinear nodes that it reads along, and those the other products that read them.
+    """
+    out = set(kept)
+    made_by = {name: node for node in graph.graph.node for name in node.output}
+    readers: dict[str, list[str]] = {}
+    for node in graph.graph.node:
+        for name in node.input if node.op_type in PRODUCTS else ():
+            readers.setdefault(name, []).append(node.name)
+    waiting = [node for node in graph.graph.node if node.name in out and node.op_type in PRODUCTS]
+    by_name = {node.name: node for node in graph.graph.node}
+    while waiting:
+        for name in waiting.pop().input:
+            pair = made_by.get(name)
+            if pair is None or pair.op_type != "DequantizeLinear" or pair.name in out:
+                continue
+            out.add(pair.name)
+            waiting.extend(by_name[other] for other in readers.get(name, ()) if other not in out)
+            out.update(readers.get(name, ()))
+    return out
+
+
 def quantised(model: onnx.ModelProto) -> dict[str, str]:
     """Node -> operator of each product in `model` both of whose operands come out of a DequantizeLinear.
 
-    Read off the graph and not off the parser's network, which puts a reshape before the operand of a MatMul.
+    Read off the graph and not off the parser's network, which puts a reshape before the operand of a MatMul. A
+    Cast between the two does not hide it: NVIDIA's builder does not fuse across one, and that is to be seen.
     """
-    made_by = {name: node.op_type for node in model.graph.node for name in node.output}
+    made_by: dict[str, str] = {}
+    for node in model.graph.node:
+        through = node.op_type == "Cast" and made_by.get(node.input[0])
+        made_by.update(dict.fromkeys(node.output, through or node.op_type))
     return {
         node.name: node.op_type
         for node in model.graph.node

@@ -19,7 +19,7 @@ from edgetl.runtime.ort import OrtBackend
 from edgetl.spec import Precision
 
 Logits = npt.NDArray[np.float32]
-DEFAULTS: dict[str, dict[str, float]] = {"fp32": {"relative": 1e-3}, "fp16": {"relative": 2e-2}, "int8": {"kl": 1e-3}}
+DEFAULTS: dict[str, dict[str, float]] = {"fp32": {"relative": 1e-3}, "fp16": {"relative": 5e-2}, "int8": {"kl": 1e-3}}
 
 
 @dataclass(frozen=True)

@@ -71,12 +71,31 @@ def paired(reference: Logits, candidate: Logits, targets: npt.NDArray[np.int64],
     return compare(reference, candidate, targets, max_drop=max_drop)
 
 
-def expected_loss(answers: Logits, noise: Logits, by_agreement: bool = False) -> npt.NDArray[np.float64]:
+def temperature_of(logits: Logits, targets: npt.NDArray[np.int64]) -> float:
+    """The T for which softmax(logits / T) is calibrated on images of known classes (Guo et al. 2017, section 4.2).
+
+    The mean negative log-likelihood is convex in 1 / T: a ternary search between T = 0.05 and 20.
+    """
+    rows = np.arange(len(logits))
+
+    def loss(inverse: float) -> float:
+        return float(-np.log(np.maximum(softmax(logits * inverse)[rows, targets], 1e-12)).mean())
+
+    low, high = 0.05, 20.0
+    for _ in range(40):
+        left, right = low + (high - low) / 3, high - (high - low) / 3
+        low, high = (low, right) if loss(left) <= loss(right) else (left, high)
+    return 2.0 / (low + high)
+
+
+def expected_loss(
+    answers: Logits, noise: Logits, by_agreement: bool = False, temperature: float = 1.0
+) -> npt.NDArray[np.float64]:
     """(n,): what `noise` on the logits would cost each of the reference's `answers` (n, C), as shares of an image.
 
     Every answer meets NOISES of the noise vectors (m, C) in turn. A flip costs the reference's probability of
-    its own answer less that of the new one, which is the accuracy lost if the reference is calibrated
-    (P(y = old) - P(y = new)); with `by_agreement` each flip costs 1.
+    its own answer less that of the new one, which is the accuracy lost if the reference is calibrated at
+    `temperature` (P(y = old) - P(y = new)); with `by_agreement` each flip costs 1.
     """
     out = np.zeros(len(answers))
     for start in range(0, len(answers), _ROWS):
@@ -84,7 +103,7 @@ def expected_loss(answers: Logits, noise: Logits, by_agreement: bool = False) ->
         drawn = (np.arange(start, start + len(rows))[:, None] * NOISES + np.arange(NOISES)) % len(noise)
         new = (rows[:, None, :] + noise[drawn]).argmax(axis=2)
         old = rows.argmax(axis=1)[:, None]
-        p = softmax(rows)
+        p = softmax(rows / temperature)
         cost = (new != old) if by_agreement else np.take_along_axis(p, old, 1) - np.take_along_axis(p, new, 1)
         out[start : start + len(rows)] = cost.mean(axis=1)
     return out
@@ -96,7 +115,7 @@ class Search:
     `answers` are the reference's logits on the images of the verdict. Training images are what the network
     knows best: their margins are wide, and INT8 noise that flips 5 % of new images may flip none of them. So
     the noise is measured on the search images and its cost on those answers. No candidate meets the verdict's
-    images, and no label of theirs is used, so the verdict stays a look at something new.
+    images, so the verdict stays a look at something new.
     """
 
     def __init__(
@@ -106,10 +125,11 @@ class Search:
         scratch: Path,
         answers: Logits,
         by_agreement: bool = False,
+        temperature: float = 1.0,
         threads: int = 0,
         monitor: Monitor = SILENT,
     ) -> None:
-        self._answers = answers
+        self._answers, self._temperature = answers, temperature
         self._pixels, self._scratch, self._threads, self._monitor = pixels, scratch, threads, monitor
         self._by_agreement = by_agreement
         self._reference = self._logits(source, "search: fp32", pixels.n)
@@ -127,7 +147,7 @@ class Search:
         given = self._logits(model, f"search: {what}", n)
         reference, targets = self._reference[:n], self._targets[:n]
         found = paired(reference, given, targets, 0.5)
-        lost = expected_loss(self._answers, given - reference, self._by_agreement)
+        lost = expected_loss(self._answers, given - reference, self._by_agreement, self._temperature)
         return Score(
             kl=found.kl,
             agreement=found.agreement,

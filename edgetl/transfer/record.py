@@ -26,7 +26,7 @@ from edgetl.transfer.network import Deployed
 GOLDEN = 32
 CALIBRATION = 512
 # Relative to the spread of the logits (fp32, fp16); mean KL divergence in nats (int8).
-TOLERANCES = {"fp32": {"relative": 1e-3}, "fp16": {"relative": 2e-2}, "int8": {"kl": 1e-3}}
+TOLERANCES = {"fp32": {"relative": 1e-3}, "fp16": {"relative": 5e-2}, "int8": {"kl": 1e-3}}
 
 
 @dataclass(frozen=True)

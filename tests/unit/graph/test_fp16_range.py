@@ -9,8 +9,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from edgetl import engine
 from edgetl.graph import qdq, surgery
 from edgetl.graph.calibrate import FP16_FLOOR, FP16_LIMIT, outside_float16
+from edgetl.graph.nvidia import built, with_whole_pairs
 from edgetl.graph.pixels import Pixels
 from edgetl.graph.placement import Placement
 from edgetl.graph.quantise import Calibrated, calibrated
@@ -98,3 +100,20 @@ def test_it_says_what_its_fp32_twin_says(
         for name, model in (("twin", twin), ("lowered", lowered))
     )
     assert np.abs(expected - given).max() < 0.02 * np.abs(expected).max()
+
+
+@pytest.mark.rtx
+@pytest.mark.skipif(bool(engine.missing()), reason="needs tensorrt-rtx")
+def test_convolutions_that_stay_fp32_around_int8_still_run_in_int8(
+    graphs: tuple[dict[str, float], onnx.ModelProto, onnx.ModelProto], tmp_path: Path
+) -> None:
+    """A Cast between DequantizeLinear and convolution ends NVIDIA's fusion; with whole pairs there is none."""
+    peaks, twin, cut = graphs
+    alone = built(cut, surgery.save(cut, tmp_path / "cut.onnx"))
+    with worker(tmp_path) as child:
+        whole = child.fp16(twin, sorted(with_whole_pairs(twin, outside_float16(twin, peaks))))
+    kept = built(whole, surgery.save(whole, tmp_path / "whole.onnx"))
+    assert alone is not None and kept is not None
+    assert alone.convolutions  # and it is seen, although the Cast hides the pair
+    assert kept.convolutions == ()
+    assert kept.int8_macs_share == 1.0
