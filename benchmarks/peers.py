@@ -32,6 +32,7 @@ METHODS = {
     "modelopt-max": "modelopt, max",
     "nncf": "NNCF, accuracy control",
 }
+LIMIT_S = 300.0  # for each; NNCF reverts layer after layer on a network whose ranges are ruined
 CALIBRATION_IMAGES = 256  # onnxruntime's Entropy keeps every activation of all of them
 
 
@@ -93,4 +94,4 @@ def _quantised(method: str, subject: Subject, python: str) -> dict[str, Any]:
     }
     (place / "job.json").write_text(json.dumps(job), encoding="utf-8")
     words = (method, str(place / "job.json"))
-    return dict(run_module("benchmarks.peers_child", *words, threads=cores(), python=python))
+    return dict(run_module("benchmarks.peers_child", *words, threads=cores(), python=python, limit_s=LIMIT_S))
