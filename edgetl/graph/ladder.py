@@ -79,7 +79,10 @@ class _Climb:
 
     def offer(self, name: str, candidate: Candidate, worth: float = 1.0) -> None:
         """Measure a rung; keep its candidate where it is nearer to fp32 than the best so far."""
-        score = self.tools.search.measure(candidate.twin(), name)
+        self.take(name, candidate, self.tools.search.measure(candidate.twin(), name), worth)
+
+    def take(self, name: str, candidate: Candidate, score: Score, worth: float = 1.0) -> None:
+        """The same for one that was measured."""
         kept = score.kl < worth * _kl(self.score)
         self.log(name, score, kept)
         if kept:
@@ -113,9 +116,13 @@ def climb(start: Calibrated, source: onnx.ModelProto, method: str, rescue: str, 
     whole, noises = climbing.best, _noises(tools, climbing.best)
     if rescue != "none":
         _leave_out(climbing, noises)
-    if rescue == "qat" and not climbing.enough and _retrain(climbing, whole):
-        noises = _noises(tools, climbing.best)
-        _leave_out(climbing, noises, "trained, ")
+    if rescue == "qat" and not climbing.enough:
+        untrained = climbing.best, climbing.score, climbing.expected
+        if _retrain(climbing, whole):
+            _leave_out(climbing, _noises(tools, climbing.best), "trained, ")
+            if climbing.expected > untrained[2]:
+                climbing.best, climbing.score = untrained[:2]
+            noises = _noises(tools, climbing.best)
     effects = climbing.effects or exclude.effects(
         climbing.best, noises, tools.search, tools.monitor, exclude.XRAY_SHORTLIST, exclude.XRAY_IMAGES
     )
@@ -147,18 +154,18 @@ def _free_rungs(climbing: _Climb, method: str) -> None:
 
 
 def _equalise(climbing: _Climb, plain: Candidate, method: str) -> None:
-    """Equalised from `plain`, whose biases are as they were; then corrected, if it is to beat the best so far."""
+    """Equalised from `plain`, whose biases are as they were, and then corrected."""
     tools = climbing.tools
     source = equalise.equalised(plain.source, tools.calibration, tools.threads, tools.monitor)
     if source is None:
         tools.monitor.say("equalisation: the network has no two layers to scale against each other")
         return
     base = replace(plain, source=source, found=tools.calibrate(source))
-    best = min(
-        (replace(base, method=name, steps=(name, "equalised")) for name in _distinct(base, method)),
-        key=lambda candidate: tools.search.measure(candidate.twin(), f"equalised {candidate.method}").kl,
-    )
-    _correct(climbing, best, "equalised ")
+    tried = [replace(base, method=name, steps=(name, "equalised")) for name in _distinct(base, method)]
+    scores = [tools.search.measure(candidate.twin(), f"equalised {candidate.method}") for candidate in tried]
+    best = min(range(len(tried)), key=lambda index: scores[index].kl)
+    climbing.take(f"equalised {tried[best].method}", tried[best], scores[best], _WORTH)
+    _correct(climbing, tried[best], "equalised ")
 
 
 def _correct(climbing: _Climb, candidate: Candidate, label: str = "") -> None:
