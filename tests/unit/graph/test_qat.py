@@ -160,7 +160,7 @@ def test_the_network_says_what_its_graph_says(name: str, tmp_path: Path) -> None
         ("mobilenet_v2", 64),
         ("shufflenet_v2_x0_5", 64),
         ("efficientnet_b0", 64),
-        ("efficientnet_v2_s", 32),
+        ("efficientnet_v2_s", 96),
         ("resnet18", 64),
         ("vit_b_32", 64),
         ("swin_t", 64),
