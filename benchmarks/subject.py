@@ -24,7 +24,7 @@ from edgetl.bundle import Bundle
 from edgetl.errors import EngineError
 from edgetl.graph import ExportOptions, export, reference_backend, surgery
 from edgetl.graph.macs import int8_share
-from edgetl.graph.pixels import Pixels, logits_of
+from edgetl.graph.pixels import Pixels, graph_logits, logits_of
 from edgetl.graph.reference import source_of
 from edgetl.graph.sets import image_sets
 from edgetl.images import SPLITS, to_batch
@@ -80,8 +80,7 @@ class Subject:
 
     def judge(self, graph: Path) -> Values:
         """What `graph` loses. Raises BackendError, ValueError (a graph that gives NaN)."""
-        backend = OrtBackend(graph, threads=cores(), simulate=True)
-        given = logits_of(backend, self.judged)
+        given, _ = graph_logits(graph, self.judged, cores())
         found = compare(self.logits, given, self.judged.targets, max_drop=MAX_DROP)
         low, high = found.drop_ci_pp
         return {
