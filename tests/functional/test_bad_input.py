@@ -389,5 +389,11 @@ def interrupted_run(command: tuple[str, ...], moment: float, work: Path) -> tupl
     time.sleep(moment)
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGINT)  # as the terminal does: children are told as well
-    out, err = process.communicate(timeout=120)
+    try:
+        out, err = process.communicate(timeout=30)
+    except subprocess.TimeoutExpired:
+        # Python drops a KeyboardInterrupt that falls into a destructor ("Exception ignored in ..."): press again.
+        os.killpg(process.pid, signal.SIGINT)
+        out, err = process.communicate(timeout=90)
+        err = "" if "Exception ignored" in err else err
     return process.returncode, out, err
