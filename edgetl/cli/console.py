@@ -32,7 +32,9 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 
 
 class ConsoleMonitor(Monitor):
-    """Progress bars and lines on stderr."""
+    """Progress bars and lines on stderr. `interrupted`: a Ctrl-C got lost, so the next progress raises it again."""
+
+    interrupted = False
 
     def __init__(self, console: Console, quiet: bool) -> None:
         self._console = console
@@ -41,7 +43,10 @@ class ConsoleMonitor(Monitor):
         self._tasks: dict[str, TaskID] = {}
 
     def progress(self, what: str, done: int, total: int) -> None:
-        """One bar for each `what`; bars are drawn on a terminal only."""
+        """One bar for each `what`; bars are drawn on a terminal only. Raises a KeyboardInterrupt that got lost."""
+        if self.interrupted:
+            self.interrupted = False
+            raise KeyboardInterrupt
         if self._quiet or not self._console.is_terminal:
             return
         if self._bars is None:
@@ -122,7 +127,7 @@ def session(ctx: typer.Context, as_json: bool, out: Path | None) -> Iterator[Ses
     if run.verbosity <= 0:
         warnings.simplefilter("ignore")  # libraries' notes to developers; ours go through the monitor
     try:
-        with _ctrl_c_wins():
+        with _ctrl_c_wins(run.monitor):
             yield run
     except EdgetlError as error:
         _fail(run, error)
@@ -144,12 +149,20 @@ def session(ctx: typer.Context, as_json: bool, out: Path | None) -> Iterator[Ses
 
 
 @contextmanager
-def _ctrl_c_wins() -> Iterator[None]:
+def _ctrl_c_wins(monitor: ConsoleMonitor) -> Iterator[None]:
     """An error that comes out after Ctrl-C is its consequence, and is reported as the interruption it is.
 
-    torch and others turn a KeyboardInterrupt that meets their C++ code into some error of their own.
+    torch and others turn a KeyboardInterrupt that meets their C++ code into some error of their own. One that
+    falls into a destructor Python drops with "Exception ignored in ..."; `monitor` raises it again.
     """
     pressed = False
+    report = sys.unraisablehook
+
+    def dropped(what: sys.UnraisableHookArgs) -> None:
+        if issubclass(what.exc_type, KeyboardInterrupt):
+            monitor.interrupted = True
+        else:
+            report(what)
 
     def note(number: int, frame: object) -> None:
         nonlocal pressed
@@ -157,6 +170,7 @@ def _ctrl_c_wins() -> Iterator[None]:
         raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGINT, note)
+    sys.unraisablehook = dropped
     try:
         yield
     except Exception as error:  # any at all: the one that Ctrl-C became is not known in advance
@@ -165,6 +179,7 @@ def _ctrl_c_wins() -> Iterator[None]:
         raise
     finally:
         signal.signal(signal.SIGINT, before)
+        sys.unraisablehook = report
 
 
 def _fail(run: Session, error: EdgetlError) -> None:
