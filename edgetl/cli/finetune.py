@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -93,32 +94,20 @@ def finetune(
     A linear probe on cached features comes first; then everything is fine-tuned from its solution, and the
     better of the two on val is kept. The test split is looked at once, at the end.
     """
+    given = dict(locals())
     with session(ctx, as_json, out) as run:
         from edgetl.images import ReadOptions
         from edgetl.transfer import FinetuneOptions
 
-        options = FinetuneOptions(
-            backbone=backbone,
-            backbone_args=backbone_args,
-            weights=weights,
-            strategy=strategy,
-            epochs=epochs,
-            head_epochs=head_epochs,
-            lr=lr,
-            batch_size=batch_size,
-            image_size=image_size,
-            fit=fit,
-            device=device,
-            amp=amp,
-            seed=seed,
-            skip_corrupt=skip_corrupt,
-            golden_photos=not no_golden_photos,
-            resume=resume,
-            overwrite=overwrite,
-        )
-        reading = ReadOptions(seed, val_fraction, test_fraction, group_by, strict)
+        options = FinetuneOptions(**_named(FinetuneOptions, given), golden_photos=not no_golden_photos)
+        reading = ReadOptions(**_named(ReadOptions, given))
         result = _run(data, data_root, reading, to, options, run.monitor)
         run.done(result, show=lambda console: _show(console, result))
+
+
+def _named(kind: type, given: dict[str, Any]) -> dict[str, Any]:
+    """The command's options that a dataclass of options has by the same name."""
+    return {field.name: given[field.name] for field in fields(kind) if field.name in given}
 
 
 def _run(

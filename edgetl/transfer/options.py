@@ -84,6 +84,13 @@ class FinetuneOptions:
     device: str = "auto"
     amp: str = "auto"
     seed: int = 0
+    keep: str = "none"
+    teacher: Path | None = None
+    adapt: str = "none"
+    unlabelled: Path | None = None
+    adapt_classes: str = "same"
+    folds: int | None = None
+    label_budget: tuple[int, ...] = ()
     skip_corrupt: bool = False
     golden_photos: bool = True
     resume: bool = False
@@ -125,7 +132,12 @@ class FinetuneOptions:
             del out[key]
         # The file's name without its folder: this travels in the manifest, and the content has its own sha256 there.
         out.update(fit=str(self.fit), strategy=self.plan.name, weights=Path(self.source).name)
+        out.update(label_budget=list(self.label_budget), teacher=_name(self.teacher), unlabelled=_name(self.unlabelled))
         return out
+
+
+def _name(path: Path | None) -> str | None:
+    return path.name if path else None
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
