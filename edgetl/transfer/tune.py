@@ -1,0 +1,100 @@
+"""The training phase of a run: what is decided before the first step, and the loop with its log."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgetl.bundle import atomic_json, read_json
+from edgetl.images import Sample, rank_of
+from edgetl.transfer import backbones, features, logs, probe
+from edgetl.transfer.augment import Views
+from edgetl.transfer.recipe import recipe_for
+from edgetl.transfer.run import Run
+from edgetl.transfer.train import DTYPES, Progress, Setting, Trainer, faster_dtype
+
+FLIP_TEST_IMAGES = 512
+
+
+def train(run: Run, fitted: probe.Probe) -> Progress:
+    """Fine-tune the network in place; `run.before` keeps what it was."""
+    start, options, data = run.start, run.options, run.data
+    network, spec = start.network, start.spec
+    run.before = {k: v.detach().clone() for k, v in backbones.deployed_state(network.backbone, spec).items()}
+    train = data.split("train")
+    recipe = recipe_for(options, len(train))
+    decisions = _decisions(run, fitted, recipe.batch)
+    if options.plan.from_probe:
+        run.fold(fitted)
+    setting = Setting(
+        train=train,
+        val=data.split("val"),
+        views=Views(run.store.image, start.preprocess, options.seed, decisions["flips"]),
+        inputs=run.store.inputs,
+        weights=probe.class_weights(run.targets("train"), len(data.labels)),
+        device=start.device,
+        amp=DTYPES[decisions["amp"]],
+        seed=options.seed,
+        monitor=run.monitor,
+    )
+    trainer = Trainer(network, spec, recipe, setting, run.folder / "state.pt")
+    log = logs.EpochLog(run.folder, trainer.restore().history)
+
+    def on_epoch(line: dict[str, Any]) -> None:
+        log.add(line)
+        loss, accuracy, speed = (line[k] for k in ("train_loss", "val_accuracy", "images_per_second"))
+        run.monitor.say(f"epoch {line['epoch']}: loss {loss:.3f}, val accuracy {accuracy:.3f}, {speed:.0f} images/s")
+
+    progress = trainer.run(on_epoch)
+    log.close()
+    backbones.drop_auxiliary(network.backbone, spec)  # they have done their part
+    took = sum(line["seconds"] for line in progress.history)
+    run.images_per_second = len(train) * len(progress.history) / took
+    return progress
+
+
+def _decisions(run: Run, fitted: probe.Probe, batch: int) -> dict[str, Any]:
+    """Which precision trains faster and whether mirror images mean the same; noted, so that --resume agrees."""
+    path = run.folder / "decisions.json"
+    if path.is_file():
+        return read_json(path, "training state")
+    start, options = run.start, run.options
+    images = run.store.inputs(run.data.split("train")[: min(batch, 16)])
+    amp = faster_dtype(
+        start.network,
+        start.spec,
+        recipe_for(options, len(run.data.split("train"))),
+        images,
+        start.device,
+        options.amp,
+    )
+    decided = {"amp": amp, "flips": _flips(run, fitted)}
+    atomic_json(path, decided)
+    return decided
+
+
+def _flips(run: Run, fitted: probe.Probe) -> bool:
+    """Whether mirrored images keep their class: they do for flowers, not for digits or traffic signs.
+
+    The probe is asked on val, as it is and mirrored. A loss beyond chance (1.5 standard deviations of the
+    discordant pairs) says that mirroring changes the meaning.
+    """
+    samples = sorted(run.data.split("val"), key=lambda s: rank_of(run.options.seed, s.digest))[:FLIP_TEST_IMAGES]
+    targets = np.array([s.target for s in samples])
+
+    def mirrored(chunk: Sequence[Sample]) -> npt.NDArray[np.uint8]:
+        return np.ascontiguousarray(run.store.inputs(chunk)[:, :, ::-1])
+
+    right = []
+    with backbones.headless(run.start.network.backbone, run.start.spec):
+        for inputs in (run.store.inputs, mirrored):
+            found = features.forward(run.start.network, samples, inputs, run.start.device, "mirror test", run.monitor)
+            right.append(fitted.logits(found).argmax(1) == targets)
+    lost, won = int((right[0] & ~right[1]).sum()), int((~right[0] & right[1]).sum())
+    keep = bool(lost - won <= 1.5 * (lost + won) ** 0.5)
+    if not keep:
+        run.monitor.say(f"mirrored images are not used: {lost} of {len(samples)} change their class")
+    return keep
