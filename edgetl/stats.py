@@ -48,6 +48,16 @@ def wilson(successes: int, n: int) -> Interval:
     return (0.0 if successes == 0 else centre - half), (1.0 if successes == n else centre + half)
 
 
+def at_least(successes: int, n: int, share: float) -> float:
+    """P(X >= successes) for X ~ Bin(n, share), 0 < share < 1: how easily so many come about by chance."""
+    if not 0 <= successes <= n:
+        raise ValueError("at_least wants 0 <= successes <= n, got %d of %d" % (successes, n))
+    failed = np.arange(n - successes + 1, dtype=np.float64)  # the sum runs over what failed: few, where much succeeds
+    choose = np.concatenate([[0.0], np.cumsum(np.log((n - failed[1:] + 1) / failed[1:]))])
+    logs = choose + failed * math.log1p(-share) + (n - failed) * math.log(share)
+    return min(1.0, float(np.exp(logs).sum()))
+
+
 def paired_difference(lost: int, won: int, n: int) -> Interval:
     """Interval of (lost - won) / n for paired yes/no outcomes; `lost` and `won` count the discordant pairs.
 

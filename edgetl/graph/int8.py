@@ -23,7 +23,8 @@ from edgetl.graph.qat import QatOptions, trained
 from edgetl.graph.quantise import Calibrated, calibrated, placed
 from edgetl.graph.reference import based_on, reference_backend
 from edgetl.graph.run import Run
-from edgetl.graph.search import Search, paired, temperature_of
+from edgetl.graph.search import Search, paired
+from edgetl.measure.confidence import temperature_of
 from edgetl.measure.score import Paired
 from edgetl.spec import Precision, Profile
 

@@ -71,23 +71,6 @@ def paired(reference: Logits, candidate: Logits, targets: npt.NDArray[np.int64],
     return compare(reference, candidate, targets, max_drop=max_drop)
 
 
-def temperature_of(logits: Logits, targets: npt.NDArray[np.int64]) -> float:
-    """The T for which softmax(logits / T) is calibrated on images of known classes (Guo et al. 2017, section 4.2).
-
-    The mean negative log-likelihood is convex in 1 / T: a ternary search between T = 0.05 and 20.
-    """
-    rows = np.arange(len(logits))
-
-    def loss(inverse: float) -> float:
-        return float(-np.log(np.maximum(softmax(logits * inverse)[rows, targets], 1e-12)).mean())
-
-    low, high = 0.05, 20.0
-    for _ in range(40):
-        left, right = low + (high - low) / 3, high - (high - low) / 3
-        low, high = (low, right) if loss(left) <= loss(right) else (left, high)
-    return 2.0 / (low + high)
-
-
 def expected_loss(
     answers: Logits, noise: Logits, by_agreement: bool = False, temperature: float = 1.0
 ) -> npt.NDArray[np.float64]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Dict, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Any, Dict, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     Ints = npt.NDArray[np.integer[Any]]
 
 ECE_BINS = 15  # equal-width confidence bins, as in Guo et al. 2017
+WHOLE_MATRIX = 100  # classes up to which the confusion matrix is written whole: 20 kB; 1,000 classes would be 2 MB
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,8 @@ def metrics(logits: Floats, targets: Ints, labels: Sequence[str]) -> Dict[str, A
     """METRICS of cli.md for logits (N, C) and class indices (N,).
 
     Macro averages run over the classes that occur in `targets`; a ratio without a denominator is 0.
+    "confusion" counts images, a row for each true class and a column for each answer, in the order of
+    `labels`; above WHOLE_MATRIX classes it is {"cells": [[true, answer, images], ...]}, zeros left out.
     """
     _check(logits, targets)
     predicted = logits.argmax(axis=1)
@@ -71,8 +74,28 @@ def metrics(logits: Floats, targets: Ints, labels: Sequence[str]) -> Dict[str, A
             for i, label in enumerate(labels)
         },
         "ece": expected_calibration_error(logits, targets),
+        "confusion": _written(confusion),
         "n": n,
     }
+
+
+def _written(confusion: npt.NDArray[np.int64]) -> Union[List[List[int]], Dict[str, List[List[int]]]]:
+    if len(confusion) <= WHOLE_MATRIX:
+        rows: List[List[int]] = confusion.tolist()
+        return rows
+    true, answer = np.nonzero(confusion)
+    return {"cells": np.stack([true, answer, confusion[true, answer]], axis=1).tolist()}
+
+
+def confusions(found: Dict[str, Any], labels: Sequence[str], most: int = 3) -> List[Tuple[str, str, int]]:
+    """What METRICS `found` says is mistaken for what: (true, answer, images), the most frequent first."""
+    written = found["confusion"]
+    if isinstance(written, dict):
+        cells = [(int(i), int(j), int(n)) for i, j, n in written["cells"]]
+    else:
+        cells = [(i, j, n) for i, row in enumerate(written) for j, n in enumerate(row)]
+    wrong = sorted(((i, j, n) for i, j, n in cells if i != j and n), key=lambda cell: (-cell[2], cell[:2]))
+    return [(labels[i], labels[j], n) for i, j, n in wrong[:most]]
 
 
 def expected_calibration_error(logits: Floats, targets: Ints) -> float:

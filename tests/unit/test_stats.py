@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats as reference
 
 from edgetl.stats import (
+    at_least,
     bootstrap_mean,
     images_needed,
     mcnemar,
@@ -29,6 +30,12 @@ def test_wilson_is_scipys(case: tuple[int, int]) -> None:
         want = reference.binomtest(successes, n).proportion_ci(method="wilson")
         assert (lo, hi) == pytest.approx((want.low, want.high), abs=1e-12)
         assert lo <= successes / n <= hi
+
+
+@given(counts, st.floats(0.01, 0.99))
+def test_at_least_is_scipys_binomial_tail(case: tuple[int, int], share: float) -> None:
+    successes, n = case
+    assert at_least(successes, n, share) == pytest.approx(reference.binom.sf(successes - 1, n, share), abs=1e-9)
 
 
 def test_wilson_without_observations_knows_nothing() -> None:

@@ -20,7 +20,8 @@ from edgetl.graph.pixels import Pixels
 from edgetl.graph.placement import Placement
 from edgetl.graph.quantise import Calibrated, calibrated
 from edgetl.graph.ranges import METHODS, Histogram
-from edgetl.graph.search import Score, Search, expected_loss, temperature_of
+from edgetl.graph.search import Score, Search, expected_loss
+from edgetl.measure.confidence import temperature_of
 from edgetl.runtime.classify import softmax
 
 

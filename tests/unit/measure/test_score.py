@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import accuracy_score, precision_recall_fscore_support
+from sklearn.metrics import accuracy_score, confusion_matrix, precision_recall_fscore_support
 
 from edgetl.errors import BundleError
 from edgetl.measure import TASKS, compare, metrics, softmax, task_of
-from edgetl.measure.score import expected_calibration_error
+from edgetl.measure.score import WHOLE_MATRIX, confusions, expected_calibration_error
 
 LABELS = ["daisy", "rose", "tulip"]
 
@@ -42,6 +42,39 @@ def test_a_class_that_never_occurs_does_not_pull_the_macro_average_down() -> Non
     found = metrics(logits, np.array([0, 1, 1]), LABELS)
     assert found["macro_f1"] == 1.0
     assert found["per_class"]["tulip"] == {"precision": 0.0, "recall": 0.0, "f1": 0.0, "n": 0}
+
+
+@given(st.integers(0, 10_000), st.integers(1, 80))
+@settings(max_examples=30)
+def test_a_class_without_a_test_image_leaves_scikit_learns_macro_over_the_others(seed: int, n: int) -> None:
+    logits, targets = draw(seed, n, spread=1.0)
+    targets[targets == 1] = 2  # no rose is there, though some are answered
+    found, predicted = metrics(logits, targets, LABELS), logits.argmax(axis=1)
+    there = sorted(set(targets.tolist()))
+    want = precision_recall_fscore_support(targets, predicted, labels=there, average="macro", zero_division=0)
+    assert [found["macro_precision"], found["macro_recall"], found["macro_f1"]] == pytest.approx(want[:3])
+    assert found["per_class"]["rose"]["recall"] == 0.0
+
+
+@given(st.integers(0, 10_000), st.integers(1, 200))
+@settings(max_examples=30)
+def test_the_confusion_matrix_is_scikit_learns(seed: int, n: int) -> None:
+    logits, targets = draw(seed, n, spread=0.5)
+    found = metrics(logits, targets, LABELS)
+    want = confusion_matrix(targets, logits.argmax(axis=1), labels=range(3))
+    assert found["confusion"] == want.tolist()
+    wrong = [(LABELS[i], LABELS[j], int(want[i, j])) for i in range(3) for j in range(3) if i != j and want[i, j]]
+    assert sorted(confusions(found, LABELS, most=9)) == sorted(wrong)
+
+
+def test_the_confusion_matrix_of_many_classes_leaves_its_zeros_out() -> None:
+    labels = [str(i) for i in range(WHOLE_MATRIX + 1)]
+    answers, targets = np.array([0, 5, 5, 100]), np.array([0, 7, 7, 100])
+    found = metrics(np.eye(len(labels))[answers], targets, labels)
+    assert found["confusion"] == {"cells": [[0, 0, 1], [7, 5, 2], [100, 100, 1]]}
+    assert confusions(found, labels) == [("7", "5", 2)]
+    whole = metrics(np.eye(WHOLE_MATRIX)[[0]], np.array([0]), labels[:-1])
+    assert len(whole["confusion"]) == len(whole["confusion"][0]) == WHOLE_MATRIX
 
 
 def test_ece_of_a_network_that_is_sure_and_wrong_half_the_time() -> None:

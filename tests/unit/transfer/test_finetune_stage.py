@@ -16,7 +16,10 @@ from edgetl.monitor import Monitor
 from edgetl.transfer import FinetuneOptions, backbones, finetune
 from edgetl.transfer.network import TorchBackend, deployed
 
-METRICS = {"accuracy", "accuracy_ci", "macro_precision", "macro_recall", "macro_f1", "per_class", "ece", "n"}
+METRICS = {
+    *("accuracy", "accuracy_ci", "macro_precision", "macro_recall", "macro_f1", "per_class", "ece"),
+    *("confusion", "n"),
+}
 RESULT = {
     *("bundle", "backbone", "strategy", "chosen", "labels", "n", "best_epoch", "val", "test"),
     *("linear_probe", "seconds", "images_per_second"),
