@@ -28,9 +28,10 @@ from edgetl.transfer import backbones
 from edgetl.transfer import recipe as recipes
 from edgetl.transfer.augment import Views, epoch_order, stream_seed
 from edgetl.transfer.backbones import BackboneRow
-from edgetl.transfer.features import Floats, Inputs, forward, to_device
+from edgetl.transfer.features import Floats, Inputs, Pixels, forward, to_device
 from edgetl.transfer.network import Deployed
 from edgetl.transfer.recipe import Recipe
+from edgetl.transfer.step import ExtraLoss, Step, Unlabelled
 
 State = dict[str, torch.Tensor]
 Epoch = dict[str, Any]  # one line of the log
@@ -65,6 +66,8 @@ class Setting:
     amp: torch.dtype | None
     seed: int
     monitor: Monitor = SILENT
+    extras: Sequence[ExtraLoss] = ()  # added to the cross-entropy
+    unlabelled: Unlabelled | None = None  # for the extra losses
 
 
 class Trainer:
@@ -74,7 +77,10 @@ class Trainer:
         self.model, self.spec, self.recipe, self.setting = model, spec, recipe, setting
         self.per_epoch = -(-len(setting.train) // recipe.batch)
         self.steps = self.per_epoch * recipe.epochs
+        self.extras = nn.ModuleList(setting.extras).to(setting.device)
         groups = recipes.parameter_groups(model.backbone, spec, recipe)
+        if own := [p for p in self.extras.parameters() if p.requires_grad]:
+            groups.append({"params": own, "lr": recipe.lr, "peak": recipe.lr, "weight_decay": recipe.weight_decay})
         self.optimizer = torch.optim.AdamW(groups, fused=True)
         self.average = AveragedModel(model, multi_avg_fn=self._average, use_buffers=True)
         self.scaler = torch.amp.GradScaler(setting.device.type, enabled=setting.amp is torch.float16)
@@ -103,13 +109,17 @@ class Trainer:
         recipe, setting = self.recipe, self.setting
         _reseed(stream_seed(setting.seed, "dropout", number))
         recipes.set_mode(self.model.backbone, self.spec, number <= recipe.head_epochs, recipe.freeze_statistics)
+        self.extras.train()
         order = epoch_order(setting.train, setting.seed, number)
+        first = (number - 1) * self.per_epoch
+        others = setting.unlabelled.batches(setting.seed, first, recipe.batch) if setting.unlabelled else None
         started, total = time.perf_counter(), 0.0
         for index in range(self.per_epoch):
             batch = order[index * recipe.batch : (index + 1) * recipe.batch]
+            extra = None if others is None else next(others)
             if len(batch) == 1 and self.per_epoch > 1:
                 continue  # BatchNorm in training has no variance of one image
-            total += self._step(batch, number, (number - 1) * self.per_epoch + index) * len(batch)
+            total += self._step(batch, extra, number, first + index) * len(batch)
             setting.monitor.progress(f"epoch {number} of {recipe.epochs}", index + 1, self.per_epoch)
         seconds = time.perf_counter() - started
         if not np.isfinite(total):
@@ -132,7 +142,7 @@ class Trainer:
         assert isinstance(network, Deployed)
         return network
 
-    def _step(self, batch: Sequence[Sample], epoch: int, step: int) -> float:
+    def _step(self, batch: Sequence[Sample], extra: Pixels | None, epoch: int, step: int) -> float:
         setting, recipe = self.setting, self.recipe
         factor = recipes.schedule(step, self.steps, recipe.warm_up)
         for group in self.optimizer.param_groups:
@@ -140,8 +150,14 @@ class Trainer:
         images = to_device(setting.views(batch, epoch), setting.device)
         targets = torch.tensor([s.target for s in batch], device=setting.device)
         with torch.autocast(setting.device.type, dtype=setting.amp, enabled=setting.amp is not None):
-            outputs = self.model.outputs(images)
+            unlabelled = None if extra is None else to_device(extra, setting.device)
+            both = self.model.outputs(images if unlabelled is None else torch.cat([images, unlabelled]))
+        outputs, others = (tuple(o[part].float() for o in both) for part in _parts(len(batch)))
         loss = self._loss(outputs, targets)
+        if self.extras:
+            progress = step / self.steps
+            seen = Step(self.model, batch, images, targets, outputs, unlabelled, others, epoch, step, progress)
+            loss = sum((loss_of(seen) for loss_of in self.extras), start=loss)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         self.scaler.unscale_(self.optimizer)
@@ -154,9 +170,7 @@ class Trainer:
     def _loss(self, outputs: Sequence[torch.Tensor], targets: torch.Tensor) -> torch.Tensor:
         """Cross-entropy of the logits, plus that of the auxiliary classifiers with the weight of their row."""
         main, *auxiliary = (
-            functional.cross_entropy(
-                logits.float(), targets, weight=self._weights, label_smoothing=self.recipe.smoothing
-            )
+            functional.cross_entropy(logits, targets, weight=self._weights, label_smoothing=self.recipe.smoothing)
             for logits in outputs
         )
         return sum((self.spec.auxiliary_weight * loss for loss in auxiliary), start=main)
@@ -177,6 +191,7 @@ class Trainer:
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
+            "extras": self.extras.state_dict(),
         }
         temporary = self._file.with_suffix(".tmp")
         with disk_errors(self._file):
@@ -203,6 +218,7 @@ class Trainer:
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
+        self.extras.load_state_dict(state["extras"])
         self.setting.monitor.say(f"resumed after epoch {self.progress.epoch} of {self.recipe.epochs}")
         return self.progress
 
@@ -246,6 +262,10 @@ def _time(model: Deployed, pixels: npt.NDArray[np.uint8], device: torch.device, 
             torch.cuda.synchronize(device)
         took.append(time.perf_counter() - started)
     return min(took[1:])
+
+
+def _parts(labelled: int) -> tuple[slice, slice]:
+    return slice(labelled), slice(labelled, None)
 
 
 def _reseed(seed: int) -> None:
