@@ -26,6 +26,7 @@ class Strategy:
     from_probe: bool = True  # the head starts as the linear probe's solution
     pretrained: bool = True  # wants weights
     competes: bool = True  # the probe is kept where it is better on val
+    gradual: bool = False  # stages of the body join one after the other
     body_lr: float = 0.3
     stage_decay: float = 0.9
     head_lr: float = 1e-3
@@ -41,6 +42,11 @@ class Strategy:
         """
         return self.trains and not self.from_probe
 
+    @property
+    def starts_at_weights(self) -> bool:
+        """Whether there is a training that begins at pretrained weights: something to keep, or to average with."""
+        return self.trains and self.pretrained
+
 
 STRATEGIES = {
     s.name: s
@@ -49,6 +55,11 @@ STRATEGIES = {
         Strategy("lp-ft"),
         # The probe alone: the backbone stays as it is, bit for bit.
         Strategy("linear-probe", trains=False),
+        # Closed-form classifiers on the frozen features, the best by cross-validation (transfer/classifiers.py).
+        Strategy("features", trains=False),
+        # From the probe's solution, stage by stage from the head, each with 1/2.6 of the next one's learning rate
+        # (ULMFiT: Howard & Ruder 2018, sections 3.2 and 3.3).
+        Strategy("gradual", gradual=True, stage_decay=1 / 2.6),
         # Everything at once from a fresh head.
         Strategy("full", from_probe=False, effort=1.5),
         # No pretrained weights.
@@ -63,8 +74,11 @@ STRATEGIES = {
             effort=4.0,
             freezes_statistics=False,
         ),
+        # Picks among the others once the probe is known (transfer/auto.py).
+        Strategy("auto"),
     )
 }
+KEEPS = ("none", "l2sp", "delta", "bss")
 
 
 @dataclass(frozen=True)
@@ -91,6 +105,7 @@ class FinetuneOptions:
     adapt_classes: str = "same"
     folds: int | None = None
     label_budget: tuple[int, ...] = ()
+    abstain_precision: float | None = None
     skip_corrupt: bool = False
     golden_photos: bool = True
     resume: bool = False
@@ -108,12 +123,37 @@ class FinetuneOptions:
                 raise InputError(f"{name} must be at least {least}", value)
         if self.lr is not None and not 0 < self.lr < 10:
             raise InputError("--lr must be above 0 and below 10", self.lr)
+        if self.abstain_precision is not None and not 0 < self.abstain_precision < 1:
+            raise InputError("--abstain-precision lies between 0 and 1", self.abstain_precision, "such as .95")
         _one_of("--device", self.device, ("auto", "cpu", "cuda"))
         _one_of("--amp", self.amp, ("auto", "off", "bf16", "fp16"))
         if self.strategy is not None:
             _one_of("--strategy", self.strategy, tuple(STRATEGIES))
         if not self.plan.pretrained and self.weights not in ("auto", "none"):
             raise InputError("scratch starts from random weights", "--weights " + self.weights, "leave --weights out")
+        self._check_keep()
+        self._check_teacher()
+
+    def _check_keep(self) -> None:
+        _one_of("--keep", self.keep, KEEPS)
+        if self.keep != "none" and (not self.plan.starts_at_weights or self.weights == "none"):
+            raise InputError(
+                "--keep holds a training to the pretrained weights it starts from, and here is none",
+                f"--keep {self.keep} --strategy {self.plan.name} --weights {self.source}",
+                "use it with lp-ft, gradual or full, and with weights",
+            )
+
+    def _check_teacher(self) -> None:
+        if self.teacher is not None and not self.plan.trains:
+            raise InputError(
+                "a teacher teaches what is trained, and here the backbone stays frozen",
+                f"--teacher with --strategy {self.plan.name}",
+                "use lp-ft, gradual, full or scratch",
+            )
+        if self.unlabelled is not None and self.teacher is None and self.adapt == "none":
+            raise InputError(
+                "--unlabelled is for --teacher and --adapt", self.unlabelled, "give one of them, or leave it out"
+            )
 
     @property
     def plan(self) -> Strategy:

@@ -108,7 +108,7 @@ class Trainer:
     def _epoch(self, number: int) -> Epoch:
         recipe, setting = self.recipe, self.setting
         _reseed(stream_seed(setting.seed, "dropout", number))
-        recipes.set_mode(self.model.backbone, self.spec, number <= recipe.head_epochs, recipe.freeze_statistics)
+        recipes.set_mode(self.model.backbone, self.spec, recipe.open_stages(number), recipe.freeze_statistics)
         self.extras.train()
         order = epoch_order(setting.train, setting.seed, number)
         first = (number - 1) * self.per_epoch
@@ -242,7 +242,7 @@ def faster_dtype(
     else:
         return "off"
     trial = copy.deepcopy(model)
-    recipes.set_mode(trial.backbone, spec, False, recipe.freeze_statistics)
+    recipes.set_mode(trial.backbone, spec, recipes.STAGES, recipe.freeze_statistics)
     took = {name: _time(trial, images, device, DTYPES[name]) for name in ("off", candidate)}
     return candidate if took[candidate] < 0.85 * took["off"] else "off"
 

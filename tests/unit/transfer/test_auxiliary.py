@@ -121,7 +121,7 @@ def _trainer(data: Dataset, work: Path, spec: backbones.BackboneRow = SMALL, **c
 def test_gradients_of_the_loss_reach_the_auxiliary_heads(name: str, size: int) -> None:
     spec = backbones.row(name)
     network = Deployed(backbones.build(name, 3, size, init=False, auxiliary=True), SPEC)
-    recipe.set_mode(network.backbone, spec, head_only=False, freeze_statistics=True)
+    recipe.set_mode(network.backbone, spec, open_stages=recipe.STAGES, freeze_statistics=True)
     outputs = network.outputs(torch.rand(2, 3, size, size) * 255)
     assert [tuple(o.shape) for o in outputs] == [(2, 3)] * (1 + len(spec.auxiliary))
     functional.cross_entropy(torch.stack(outputs).sum(0), torch.tensor([0, 2])).backward()
@@ -186,9 +186,9 @@ def test_auxiliary_heads_learn_as_fast_as_the_head_and_keep_their_norms_running(
     backbone = trainer.model.backbone
     for name, parameter in backbone.named_parameters():
         assert (peak[id(parameter)] == trainer.recipe.lr) == name.startswith(("fc.", "side.")), name
-    recipe.set_mode(backbone, SMALL, head_only=False, freeze_statistics=True)
+    recipe.set_mode(backbone, SMALL, open_stages=recipe.STAGES, freeze_statistics=True)
     assert [m.training for m in recipe.norms(backbone)] == [False, True]
-    recipe.set_mode(backbone, SMALL, head_only=True, freeze_statistics=True)
+    recipe.set_mode(backbone, SMALL, open_stages=0, freeze_statistics=True)
     assert [m.training for m in recipe.norms(backbone)] == [False, False]
     assert {n for n, p in backbone.named_parameters() if p.requires_grad} == {"fc.weight", "fc.bias"}
 

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given
@@ -57,9 +59,45 @@ def test_every_parameter_is_in_one_group_and_the_head_learns_fastest() -> None:
     assert all(g["weight_decay"] == 0 for g in groups for p in g["params"] if p.ndim == 1)
 
 
-def _train_step(model: torch.nn.Module, head_only: bool, freeze: bool) -> dict[str, torch.Tensor]:
+def test_gradual_opens_a_stage_an_epoch_from_the_head_and_all_by_the_middle_of_a_short_run() -> None:
+    long, short = (recipe.recipe_for(FinetuneOptions(strategy="gradual", epochs=n), 100) for n in (20, 4))
+    assert [long.open_stages(e) for e in range(1, 8)] == [1, 2, 3, 4, 5, 5, 5]
+    assert [short.open_stages(e) for e in range(1, 5)] == [1, 3, 5, 5]
+    late = recipe.recipe_for(FinetuneOptions(strategy="gradual", epochs=20, head_epochs=2), 100)
+    assert [late.open_stages(e) for e in range(1, 6)] == [0, 0, 1, 2, 3]
+    assert recipe.recipe_for(FinetuneOptions(epochs=20), 100).open_stages(1) == recipe.STAGES
+    assert long.stage_decay == pytest.approx(1 / 2.6)
+
+
+@pytest.mark.parametrize("name", ["smallnet", "mobilenet_v2", "squeezenet1_0", "convnext_tiny", "swin_t", "googlenet"])
+def test_stages_hold_the_whole_body_once_in_the_order_of_depth(name: str) -> None:
+    spec = backbones.row(name)
+    model = backbones.build(name, 3, max(64, spec.min_size), init=False)
+    stages = recipe.stages_of(model, spec)
+    body = [id(p) for stage in stages for m in stage for p in m.parameters(recurse=False)]
+    own = {id(p) for p in backbones.head_of(model, spec).parameters()}
+    assert sorted(body) == sorted(id(p) for p in model.parameters() if id(p) not in own)
+    assert min(len(stage) for stage in stages) > 0
+
+
+@pytest.mark.parametrize("open_stages", range(recipe.STAGES + 1))
+def test_stages_that_are_not_open_stay_bit_identical_in_parameters_and_buffers(open_stages: int) -> None:
+    model = backbones.build("smallnet", 3, 32)
+    before = _train_step(model, open_stages, freeze=False)
+    place = {id(m): i for i, stage in enumerate(recipe.stages_of(model, ROW)) for m in stage}
+    for name, module in model.named_modules():
+        if id(module) not in place:
+            continue
+        own = [
+            name + "." + k for k, _ in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+        ]
+        moved = [not torch.equal(model.state_dict()[k], before[k]) for k in own]
+        assert all(m == (place[id(module)] >= recipe.STAGES - open_stages) for m in moved), own
+
+
+def _train_step(model: torch.nn.Module, open_stages: int, freeze: bool) -> dict[str, torch.Tensor]:
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    recipe.set_mode(model, ROW, head_only, freeze)
+    recipe.set_mode(model, ROW, open_stages, freeze)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.1)
     model(torch.randn(8, 3, 32, 32)).square().sum().backward()
     optimizer.step()
@@ -69,7 +107,7 @@ def _train_step(model: torch.nn.Module, head_only: bool, freeze: bool) -> dict[s
 def test_a_frozen_phase_leaves_parameters_and_buffers_bit_identical() -> None:
     """requires_grad alone would let BatchNorm's running statistics move."""
     model = backbones.build("smallnet", 3, 32)
-    before = _train_step(model, head_only=True, freeze=False)
+    before = _train_step(model, open_stages=0, freeze=False)
     for key, value in model.state_dict().items():
         assert torch.equal(value, before[key]) != key.startswith("fc."), key
 
@@ -77,7 +115,7 @@ def test_a_frozen_phase_leaves_parameters_and_buffers_bit_identical() -> None:
 @pytest.mark.parametrize("freeze", [True, False])
 def test_frozen_statistics_stay_while_the_weights_move(freeze: bool) -> None:
     model = backbones.build("smallnet", 3, 32)
-    before = _train_step(model, head_only=False, freeze=freeze)
+    before = _train_step(model, open_stages=recipe.STAGES, freeze=freeze)
     after = model.state_dict()
     assert not torch.equal(after["stem.0.weight"], before["stem.0.weight"])
     assert torch.equal(after["stem.1.running_mean"], before["stem.1.running_mean"]) == freeze
@@ -95,7 +133,15 @@ def test_frozen_statistics_stay_while_the_weights_move(freeze: bool) -> None:
         {"lr": float("nan")},
         {"device": "tpu"},
         {"amp": "int8"},
-        {"strategy": "gradual"},
+        {"strategy": "gradually"},
+        {"keep": "everything"},
+        {"keep": "l2sp", "strategy": "linear-probe"},
+        {"keep": "delta", "strategy": "features"},
+        {"keep": "bss", "strategy": "scratch"},
+        {"keep": "l2sp", "strategy": "lp-ft", "weights": "none"},
+        {"teacher": Path("b"), "strategy": "linear-probe"},
+        {"teacher": Path("b"), "strategy": "features"},
+        {"unlabelled": Path("photos")},
         {"strategy": "scratch", "weights": "embedded"},
     ],
 )
@@ -114,7 +160,7 @@ def test_the_strategy_follows_from_the_weights() -> None:
 def test_the_statistics_of_a_slow_batchnorm_follow_a_short_run() -> None:
     """MobileNetV3's momentum of 0.01 left them at 0 and 1 after five epochs, and validation at chance."""
     model = backbones.build("mobilenet_v3_small", 3, 32, {"width_mult": 0.5})
-    recipe.set_mode(model, backbones.row("mobilenet_v3_small"), head_only=False, freeze_statistics=False)
+    recipe.set_mode(model, backbones.row("mobilenet_v3_small"), open_stages=recipe.STAGES, freeze_statistics=False)
     images = 3 + 2 * torch.randn(16, 3, 32, 32)
     stem = torch.nn.Sequential(model.features[0][0], model.features[0][1])  # the convolution and its norm
     with torch.no_grad():
