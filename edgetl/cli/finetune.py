@@ -54,6 +54,9 @@ DataRootOption = Annotated[Path | None, typer.Option(help="Where torchvision:NAM
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 AmpOption = Annotated[str, typer.Option(help="Mixed precision: auto (a short trial decides), off, bf16, fp16.")]
 SeedOption = Annotated[int, typer.Option(help="Of splits, initialisation, order and augmentation.")]
+AbstainOption = Annotated[
+    float | None, typer.Option(help="`classify` abstains where fewer answers would be right.", metavar="SHARE")
+]
 SkipCorruptOption = Annotated[bool, typer.Option("--skip-corrupt", help="Leave corrupt images out, named.")]
 NoGoldenPhotosOption = Annotated[bool, typer.Option("--no-golden-photos", help="Keep the golden cases as arrays only.")]
 ResumeOption = Annotated[bool, typer.Option("--resume", help="Continue a killed run of the same options.")]
@@ -82,6 +85,7 @@ def finetune(
     device: DeviceOption = "auto",
     amp: AmpOption = "auto",
     seed: SeedOption = 0,
+    abstain_precision: AbstainOption = None,
     skip_corrupt: SkipCorruptOption = False,
     no_golden_photos: NoGoldenPhotosOption = False,
     resume: ResumeOption = False,

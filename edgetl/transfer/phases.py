@@ -17,6 +17,7 @@ from edgetl.images import Dataset, Sample
 from edgetl.monitor import Monitor
 from edgetl.transfer import backbones, features, logs, probe, record, tune
 from edgetl.transfer.choose import choose
+from edgetl.transfer.confidence import confidence
 from edgetl.transfer.options import FinetuneOptions
 from edgetl.transfer.pixels import PixelStore
 from edgetl.transfer.prepare import Start, check_splits
@@ -36,6 +37,8 @@ def carry_out(
         fitted, val_features = _probe(run)
         tuned = tune.train(run, fitted) if options.plan.trains else Progress()
         chosen, val_logits = choose(run, fitted, val_features, tuned)
+        # Looked at once, when everything has been decided.
+        test_logits = run.logits("test") if run.data.split("test") else None
         held, golden = record.drawn(run.data, options.seed)
         result = {
             "bundle": str(to),
@@ -46,9 +49,9 @@ def carry_out(
             "n": {split: len(held.split(split)) for split in ("train", "val", "test", "calibration")},
             "best_epoch": tuned.best_epoch if chosen != "linear-probe" else 0,
             "val": run.metrics(val_logits, "val"),
-            # Looked at once, when everything has been decided.
-            "test": run.metrics(run.logits("test"), "test") if held.split("test") else None,
+            "test": None if test_logits is None else run.metrics(test_logits, "test"),
             "linear_probe": run.metrics(fitted.logits(val_features), "val"),
+            "confidence": confidence(run, val_logits, test_logits),
             "seconds": round(time.perf_counter() - started, 3),
             "images_per_second": round(run.images_per_second, 2),
         }
@@ -131,6 +134,7 @@ def _record(run: Run, to: Path, golden: Sequence[Sample], result: dict[str, Any]
             # Without its path: what is in the manifest travels.
             "result": {k: v for k, v in result.items() if k != "bundle"},
         },
+        confidence=result["confidence"],
         local={"data": str(run.data.root), "command": list(options.command or sys.argv)},
     )
     made = record.write(to, run.folder / "new", outcome, options.golden_photos, options.overwrite)

@@ -40,6 +40,7 @@ class Outcome:
     preprocess: Preprocess
     model: Mapping[str, Any]
     training: Mapping[str, Any]
+    confidence: Mapping[str, Any]
     local: Mapping[str, Any]
 
 
@@ -75,6 +76,7 @@ def write(to: Path, scratch: Path, outcome: Outcome, photos: bool, overwrite: bo
         },
         "tolerances": TOLERANCES,
         "training": dict(outcome.training, versions=versions()),
+        "confidence": dict(outcome.confidence),
     }
     local = dict(outcome.local, host=platform.node(), python=sys.version.split()[0])
     return create(to, manifest, new, local, overwrite)

@@ -22,7 +22,7 @@ WORK = "finetune"
 # Of finetune's object, in cli.md's order (the manifest sorts its keys).
 FIELDS = (
     *("bundle", "backbone", "strategy", "chosen", "labels", "n", "best_epoch", "val", "test"),
-    *("linear_probe", "seconds", "images_per_second"),
+    *("linear_probe", "confidence", "folds", "label_budget", "seconds", "images_per_second"),
 )
 
 
@@ -67,7 +67,7 @@ def _finished(to: Path, start: Start, options: FinetuneOptions) -> dict[str, Any
     training = bundles.Bundle.open(to).manifest["training"]
     if training.get("identity") == start.identity:
         stored = dict(training["result"], bundle=str(to))
-        return {key: stored[key] for key in FIELDS}
+        return {key: stored[key] for key in FIELDS if key in stored}  # folds and budgets where they were asked for
     if options.overwrite:
         return None
     raise _other_options("the bundle was made with other options", training.get("identity") or {}, start)
