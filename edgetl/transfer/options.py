@@ -106,7 +106,6 @@ class FinetuneOptions:
     folds: int | None = None
     label_budget: tuple[int, ...] = ()
     abstain_precision: float | None = None
-    abstain_precision: float | None = None
     skip_corrupt: bool = False
     golden_photos: bool = True
     resume: bool = False
@@ -124,8 +123,6 @@ class FinetuneOptions:
                 raise InputError(f"{name} must be at least {least}", value)
         if self.lr is not None and not 0 < self.lr < 10:
             raise InputError("--lr must be above 0 and below 10", self.lr)
-        if self.abstain_precision is not None and not 0 < self.abstain_precision < 1:
-            raise InputError("--abstain-precision lies between 0 and 1", self.abstain_precision, "such as .95")
         if self.abstain_precision is not None and not 0 < self.abstain_precision < 1:
             raise InputError("--abstain-precision lies between 0 and 1", self.abstain_precision, "such as .95")
         _one_of("--device", self.device, ("auto", "cpu", "cuda"))
