@@ -1,0 +1,117 @@
+"""The device's command line: parse, call one function, print one JSON object. Logs go to stderr.
+
+Exit codes: 0 done; 1 bad input or failed; 2 usage; 3 a contract was not met; 130 interrupted; 143 ended by
+SIGTERM. Whatever the code, stdout holds exactly one JSON object with its protocol version (`run`: one a line).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+import traceback
+from typing import Dict, NoReturn, Optional, Sequence
+
+from edgetl.device.verbs import VERBS, Result
+from edgetl.errors import EdgetlError, InputError
+from edgetl.monitor import Monitor
+from edgetl.protocol import PROTOCOL, answer, check_caller, failure
+
+_INTERRUPTED, _TERMINATED = 130, 143
+
+
+class StderrMonitor(Monitor):
+    """Lines on stderr; progress as a line each tenth, since nobody may be watching a terminal."""
+
+    def __init__(self) -> None:
+        self._told: Dict[str, int] = {}
+
+    def progress(self, what: str, done: int, total: int) -> None:
+        """`what: done of total` at each tenth."""
+        tenth = done * 10 // max(total, 1)
+        if tenth != self._told.get(what):
+            self._told[what] = tenth
+            self.say("%s: %d of %d" % (what, done, total))
+
+    def say(self, line: str) -> None:
+        """The line, flushed: the other end of an SSH connection reads it live."""
+        print(line, file=sys.stderr, flush=True)
+
+    def warn(self, line: str) -> None:
+        """The line, marked."""
+        self.say("warning: " + line)
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose usage errors are a JSON object too."""
+
+    def error(self, message: str) -> NoReturn:
+        """Usage on stderr, the error object on stdout, exit 2."""
+        self.print_usage(sys.stderr)
+        print("error: " + message, file=sys.stderr)
+        verb = self.prog.split()[-1]
+        _print(failure(verb if verb in VERBS else "", InputError("usage", message, "see --help")))
+        raise SystemExit(2)
+
+
+def main(arguments: Optional[Sequence[str]] = None) -> int:
+    """Run one verb; returns the exit code."""
+    given = _parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        check_caller(given.protocol)
+        result = VERBS[given.verb].call(given)
+    except EdgetlError as error:
+        return _failed(given, error)
+    except KeyboardInterrupt:
+        return _failed(given, EdgetlError("interrupted"), _INTERRUPTED)
+    except Terminated:
+        return _failed(given, EdgetlError("ended by SIGTERM"), _TERMINATED)
+    except BrokenPipeError:
+        _silence_stdout()
+        return 1
+    except Exception as error:  # a fault of ours: the caller still gets its one object, and the traceback on stderr
+        traceback.print_exc()
+        return _failed(given, EdgetlError("a fault in edgetl's device side", repr(error), "report it"))
+    if result is not None:
+        _print(answer(given.verb, result))
+    return 0
+
+
+class Terminated(BaseException):
+    """SIGTERM, as an exception: so that what must be restored (a power mode) is."""
+
+
+def _terminate(number: int, frame: object) -> None:
+    raise Terminated
+
+
+def _failed(given: argparse.Namespace, error: EdgetlError, code: Optional[int] = None) -> int:
+    print("error: %s" % error, file=sys.stderr, flush=True)
+    _print(failure(given.verb, error))
+    return error.exit_code if code is None else code
+
+
+def _print(result: Result) -> None:
+    try:
+        print(json.dumps(result, ensure_ascii=False, allow_nan=False), flush=True)
+    except BrokenPipeError:
+        _silence_stdout()
+    except ValueError as error:  # NaN or infinity somewhere: JSON has neither
+        print(json.dumps(failure(str(result.get("verb")), EdgetlError("a result JSON cannot hold", error))), flush=True)
+
+
+def _silence_stdout() -> None:
+    """The reader is gone; Python would complain once more when it flushes at the end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(prog="edgetl.device", description="edgetl on the device: needs numpy and Pillow alone.")
+    parser.add_argument("--protocol", type=int, default=PROTOCOL, metavar="N", help="the caller's protocol version")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="|".join(VERBS), parser_class=Parser)
+    for name, verb in VERBS.items():
+        verb.options(verbs.add_parser(name, help=verb.help_line, description=verb.help_line))
+    return parser
