@@ -31,6 +31,7 @@ class Step:
     outputs: tuple[torch.Tensor, ...]  # logits float32 (B, C), then those of auxiliary classifiers
     unlabelled: torch.Tensor | None  # float32 (U, 3, S, S), where Setting.unlabelled is given
     unlabelled_outputs: tuple[torch.Tensor, ...]  # as `outputs`, (U, C)
+    unlabelled_samples: Sequence[Sample]  # U of them
     epoch: int  # from 1
     number: int  # of the step in the whole run, from 0
     progress: float  # number / steps of the run, in [0, 1)
@@ -65,8 +66,8 @@ class Unlabelled:
     samples: Sequence[Sample]
     views: MakesViews
 
-    def batches(self, seed: int, number: int, size: int) -> Iterator[npt.NDArray[np.uint8]]:
-        """The views for step `number` of the run and all that follow, uint8 (size, S, S, 3) each, without end.
+    def batches(self, seed: int, number: int, size: int) -> Iterator[tuple[list[Sample], npt.NDArray[np.uint8]]]:
+        """The images and views (uint8 (size, S, S, 3)) of step `number` of the run and all that follow, without end.
 
         Every pass over the images has an order and views of its own, and what step takes which image is a function
         of (seed, number): a resumed run goes on with the images that are next.
@@ -74,6 +75,7 @@ class Unlabelled:
         lap, place = divmod(number * size, len(self.samples))
         order = epoch_order(self.samples, seed, lap + 1)
         while True:
+            samples: list[Sample] = []
             parts: list[npt.NDArray[np.uint8]] = []
             left = size
             while left:
@@ -81,7 +83,8 @@ class Unlabelled:
                     lap, place = lap + 1, 0
                     order = epoch_order(self.samples, seed, lap + 1)
                 taken = order[place : place + left]
+                samples += taken
                 parts.append(self.views(taken, lap + 1))
                 place += len(taken)
                 left -= len(taken)
-            yield np.concatenate(parts)
+            yield samples, np.concatenate(parts)

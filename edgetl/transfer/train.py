@@ -142,7 +142,7 @@ class Trainer:
         assert isinstance(network, Deployed)
         return network
 
-    def _step(self, batch: Sequence[Sample], extra: Pixels | None, epoch: int, step: int) -> float:
+    def _step(self, batch: Sequence[Sample], extra: tuple[list[Sample], Pixels] | None, epoch: int, step: int) -> float:
         setting, recipe = self.setting, self.recipe
         factor = recipes.schedule(step, self.steps, recipe.warm_up)
         for group in self.optimizer.param_groups:
@@ -150,13 +150,14 @@ class Trainer:
         images = to_device(setting.views(batch, epoch), setting.device)
         targets = torch.tensor([s.target for s in batch], device=setting.device)
         with torch.autocast(setting.device.type, dtype=setting.amp, enabled=setting.amp is not None):
-            unlabelled = None if extra is None else to_device(extra, setting.device)
+            unlabelled = None if extra is None else to_device(extra[1], setting.device)
             both = self.model.outputs(images if unlabelled is None else torch.cat([images, unlabelled]))
         outputs, others = (tuple(o[part].float() for o in both) for part in _parts(len(batch)))
         loss = self._loss(outputs, targets)
         if self.extras:
-            progress = step / self.steps
-            seen = Step(self.model, batch, images, targets, outputs, unlabelled, others, epoch, step, progress)
+            drawn = [] if extra is None else extra[0]
+            place = (epoch, step, step / self.steps)
+            seen = Step(self.model, batch, images, targets, outputs, unlabelled, others, drawn, *place)
             loss = sum((loss_of(seen) for loss_of in self.extras), start=loss)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]

@@ -81,7 +81,7 @@ def test_an_extra_loss_sees_each_step_and_its_own_parameters_train(tmp_path: Pat
     for step in watch.seen:
         assert step.unlabelled is not None
         assert len(step.images) == len(step.targets) == len(step.outputs[0]) == len(step.samples)
-        assert len(step.unlabelled) == len(step.unlabelled_outputs[0]) == 8
+        assert len(step.unlabelled) == len(step.unlabelled_outputs[0]) == len(step.unlabelled_samples) == 8
     assert float(watch.level.detach()) != 5
 
 
@@ -123,7 +123,11 @@ def test_every_unlabelled_image_passes_once_a_lap_and_any_step_can_be_started_fr
 
     target = Unlabelled(samples, views)
     stream = target.batches(3, 0, 5)
-    drawn = [next(stream) for _ in range(14)]
+    drawn = []
+    for _ in range(14):
+        taken, seen = next(stream)
+        assert [int(s.digest, 16) for s in taken] == seen[:, 1].tolist()
+        drawn.append(seen)
     assert all(len(batch) == 5 for batch in drawn)
     flat = np.concatenate(drawn)
     for lap in range(10):
@@ -131,4 +135,4 @@ def test_every_unlabelled_image_passes_once_a_lap_and_any_step_can_be_started_fr
         assert set(mine[:, 0]) == {lap + 1}
         assert sorted(mine[:, 1]) == list(range(7))
     for number in (1, 6, 13):
-        assert np.array_equal(next(target.batches(3, number, 5)), drawn[number])
+        assert np.array_equal(next(target.batches(3, number, 5))[1], drawn[number])
