@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from edgetl.bench.candidate import Candidate
-from edgetl.bench.timing import Times, encoded_pool, time_backends
 from edgetl.errors import BackendError, DataError, EdgetlError
 from edgetl.images import Sample, stream
 from edgetl.measure import Paired, Task, predict_each
@@ -18,6 +17,7 @@ from edgetl.measure.environment import environment
 from edgetl.measure.latency import Clock, Effort
 from edgetl.measure.memory import peak_of
 from edgetl.measure.rows import SCHEMA, Row
+from edgetl.measure.timing import Times, encoded_pool, time_backends
 from edgetl.monitor import SILENT, Monitor
 from edgetl.runtime import Backend
 from edgetl.spec import Preprocess
@@ -145,7 +145,7 @@ def _time(entries: list[_Entry], data: BenchData, options: BenchOptions, monitor
     }
     if not timed:
         return
-    pool = encoded_pool(data)
+    pool = encoded_pool(data.root, data.samples)
     backends = {name: backend for name, (_, backend) in timed.items()}
     for batch in options.batches:
         monitor.say(f"timing {len(timed)} backends in turns, batch {batch}")

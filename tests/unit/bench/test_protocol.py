@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 from edgetl.bench import BenchData, BenchOptions, Candidate, bench, latency_evidence
-from edgetl.bench.timing import encoded_pool, time_backends
 from edgetl.errors import BackendError, DataError
 from edgetl.images import ReadOptions, read_data, stream
 from edgetl.measure import TASKS, predict
 from edgetl.measure.latency import Effort
 from edgetl.measure.rows import Row, rows_of
+from edgetl.measure.timing import encoded_pool, time_backends
 from edgetl.monitor import Monitor
 from edgetl.runtime.ort import OrtBackend
 from edgetl.spec import Preprocess
@@ -186,7 +186,7 @@ def test_a_backend_that_never_settles_is_warned_of(tiny_graph: MakeGraph, data: 
 
 
 def test_times_are_of_the_batch(tiny_graph: MakeGraph, data: BenchData) -> None:
-    pool = encoded_pool(data)
+    pool = encoded_pool(data.root, data.samples)
     assert len(pool) == 12
     backend = OrtBackend(tiny_graph(), threads=1)
     now = iter(range(1, 10**6))

@@ -1,57 +1,59 @@
-"""Latency of backends that are open: from the array, and from the encoded bytes, all in one rotation."""
+"""Latency of backends that are open: from the array, and from the encoded bytes, all in one rotation. Python 3.8."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 
-from edgetl.images import read_sample, to_batch, to_input
-from edgetl.measure import softmax
+from edgetl.images import Sample, read_sample, to_batch, to_input
 from edgetl.measure.latency import Clock, Effort, Timed, Timing, measure
+from edgetl.runtime import Backend
+from edgetl.runtime.classify import softmax
 from edgetl.spec import Preprocess
 from edgetl.stats import Summary, percentiles
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from edgetl.bench.protocol import BenchData
-    from edgetl.runtime import Backend
-
 POOL = 32  # encoded images that the timed calls cycle through
 
 
 @dataclass(frozen=True)
 class Times:
-    """Of one backend at one batch size, milliseconds a batch; `steady`: its warm-up came to rest."""
+    """Of one backend at one batch size, milliseconds a batch; `steady`: its warm-up came to rest.
+
+    `device_ms`: the GPU's own time by events, None on a CPU.
+    """
 
     latency_ms: Summary
     end_to_end_ms: Summary
-    device_ms: Summary | None
+    device_ms: Optional[Summary]
     throughput_ips: float
     steady: bool
 
 
-def encoded_pool(data: BenchData) -> list[bytes]:
+def encoded_pool(root: Path, samples: Sequence[Sample]) -> List[bytes]:
     """The bytes of at most POOL images, spread evenly over the samples (which are in class order)."""
-    count = min(POOL, len(data.samples))
-    picks = [data.samples[i * len(data.samples) // count] for i in range(count)]
-    return [read_sample(data.root, sample) for sample in picks]
+    count = min(POOL, len(samples))
+    picks = [samples[i * len(samples) // count] for i in range(count)]
+    return [read_sample(root, sample) for sample in picks]
 
 
 def time_backends(
     backends: Mapping[str, Backend], pool: Sequence[bytes], spec: Preprocess, batch: int, effort: Effort, clock: Clock
-) -> tuple[dict[str, Times], dict[str, Exception]]:
+) -> Tuple[Dict[str, Times], Dict[str, Exception]]:
     """Times by name, and the error of each backend that failed, on batches of `batch` images."""
-    calls: dict[str, Timed] = {}
+    calls: Dict[str, Timed] = {}
     for name, backend in backends.items():
         calls["array " + name] = Timed(_from_array(backend, pool, spec, batch), backend.device_ms)
         calls["bytes " + name] = Timed(_from_bytes(backend, pool, spec, batch))
     seen = measure(calls, effort, clock)
-    times, failed = {}, {}
+    times: Dict[str, Times] = {}
+    failed: Dict[str, Exception] = {}
     for name in backends:
         array, end_to_end = seen["array " + name], seen["bytes " + name]
         error = array.error or end_to_end.error
@@ -63,9 +65,8 @@ def time_backends(
 
 
 def _times(array: Timing, end_to_end: Timing, batch: int) -> Times:
-    latency = percentiles(array.wall_ms)
     return Times(
-        latency_ms=latency,
+        latency_ms=percentiles(array.wall_ms),
         end_to_end_ms=percentiles(end_to_end.wall_ms),
         device_ms=percentiles(array.device_ms) if array.device_ms else None,
         throughput_ips=batch * len(array.wall_ms) / (sum(array.wall_ms) / 1000.0),
