@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from edgetl import embedded
 from edgetl.errors import BackboneError, DataError, InputError
-from edgetl.images import Dataset, split_digest
+from edgetl.images import Dataset, Sample, split_digest
+from edgetl.images.of_bundle import read_unlabelled
 from edgetl.monitor import SILENT, Monitor
 from edgetl.spec import Preprocess
 from edgetl.transfer import backbones, weights
 from edgetl.transfer.augment import stream_seed
 from edgetl.transfer.backbones import BackboneRow
+from edgetl.transfer.distil import Teacher, open_teacher
 from edgetl.transfer.network import Deployed
 from edgetl.transfer.options import DEFAULT_BACKBONE, FinetuneOptions
 
@@ -30,6 +33,8 @@ class Start:
     provenance: dict[str, Any]
     device: torch.device
     identity: dict[str, Any]
+    teacher: Teacher | None = None
+    unlabelled: tuple[Sample, ...] = ()  # their paths are absolute: they lie in a folder of their own
 
 
 def prepare(data: Dataset, options: FinetuneOptions, monitor: Monitor = SILENT) -> Start:
@@ -38,6 +43,8 @@ def prepare(data: Dataset, options: FinetuneOptions, monitor: Monitor = SILENT) 
     arguments = backbones.parse_arguments(options.backbone_args)
     device = _device(options)
     check_splits(data)
+    teacher = open_teacher(options.teacher, data, monitor) if options.teacher else None
+    unlabelled = _unlabelled(options.unlabelled, monitor) if options.unlabelled else ()
     # Sizes are checked before weights are looked for: they may have to be downloaded.
     spec.check_size(options.image_size or spec.size)
     found = weights.load(options.source, spec)
@@ -60,9 +67,19 @@ def prepare(data: Dataset, options: FinetuneOptions, monitor: Monitor = SILENT) 
         "weights": found.provenance.get("sha256", ""),
         "splits": {name: split_digest(samples) for name, samples in data.splits.items()},
         "labels": list(data.labels),
+        "teacher": teacher.sha256 if teacher else "",
+        "unlabelled": split_digest(unlabelled) if unlabelled else "",
     }
     network = Deployed(backbone, preprocess)
-    return Start(spec, arguments, network, preprocess, dict(found.provenance), device, identity)
+    return Start(spec, arguments, network, preprocess, dict(found.provenance), device, identity, teacher, unlabelled)
+
+
+def _unlabelled(folder: Path, monitor: Monitor) -> tuple[Sample, ...]:
+    """Every different image below `folder`. Raises DataError where there is none."""
+    root, found = read_unlabelled(str(folder))
+    if any("/" in sample.path for sample in found):
+        monitor.say(f"{folder} has subfolders: their names are not taken for labels")
+    return tuple({s.digest: replace(s, path=str(root / s.path)) for s in found}.values())
 
 
 def check_splits(data: Dataset) -> None:

@@ -50,6 +50,9 @@ class ExtraLoss(nn.Module):
         """Scalar float32 with a gradient."""
         raise NotImplementedError
 
+    def close(self) -> None:
+        """Take what hangs in the network (hooks) out of it; called when training has ended."""
+
 
 class MakesViews(Protocol):
     """(samples, epoch) -> uint8 (B, S, S, 3)."""
