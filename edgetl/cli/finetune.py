@@ -49,6 +49,9 @@ FitOption = Annotated[Fit, typer.Option(help="How an image becomes a square.")]
 ValFractionOption = Annotated[float, typer.Option(help="Share of the images for val, where DATA has no val.")]
 TestFractionOption = Annotated[float, typer.Option(help="Share for test, where DATA has no splits.")]
 GroupByOption = Annotated[str, typer.Option(help="Images whose path matches alike stay in one split.", metavar="REGEX")]
+NearDuplicatesOption = Annotated[
+    str, typer.Option(help="Pictures alike in two splits: warn, together (in one split) or ignore.", metavar="HOW")
+]
 StrictOption = Annotated[bool, typer.Option("--strict", help="Fail on one image with two labels.")]
 DataRootOption = Annotated[Path | None, typer.Option(help="Where torchvision:NAME is downloaded to.", metavar="DIR")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
@@ -81,6 +84,7 @@ def finetune(
     test_fraction: TestFractionOption = 0.15,
     group_by: GroupByOption = "",
     strict: StrictOption = False,
+    near_duplicates: NearDuplicatesOption = "warn",
     data_root: DataRootOption = None,
     device: DeviceOption = "auto",
     amp: AmpOption = "auto",

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Sequence, Tuple
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 from edgetl.bundle import canonical_json, sha256_bytes
 from edgetl.errors import DataError
@@ -23,6 +23,13 @@ class Sample:
     group: str = ""
 
 
+class Draw(NamedTuple):
+    """How the splits were drawn: share of each, and the seed. The same draw gives the same splits."""
+
+    fractions: Mapping[str, float]
+    seed: int
+
+
 @dataclass(frozen=True)
 class Dataset:
     """Samples by split; `root` is the folder that the paths are relative to."""
@@ -33,6 +40,7 @@ class Dataset:
     given: bool = False  # the user gave the splits; nothing was drawn but a missing val
     warnings: Tuple[str, ...] = ()
     skipped: Tuple[str, ...] = ()
+    draw: Optional[Draw] = None  # None where the splits were given
 
     def split(self, name: str) -> Tuple[Sample, ...]:
         """The samples of "train", "val", "test" or "calibration"; empty where there is no such split."""
@@ -97,9 +105,7 @@ def with_calibration(data: Dataset, count: int, seed: int) -> Dataset:
     drawn = tuple(draw_balanced(data.split("train"), count, seed))
     if not drawn:
         raise DataError("there are no training images to calibrate on", data.root)
-    return Dataset(
-        data.root, data.labels, dict(data.splits, calibration=drawn), data.given, data.warnings, data.skipped
-    )
+    return replace(data, splits=dict(data.splits, calibration=drawn))
 
 
 @dataclass(frozen=True)

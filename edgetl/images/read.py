@@ -11,7 +11,7 @@ from typing import Dict, List, Optional, Sequence, Set, Tuple
 
 from edgetl.bundle import sha256_file
 from edgetl.errors import DataError
-from edgetl.images.dataset import SPLITS, Dataset, ReadOptions, Sample
+from edgetl.images.dataset import SPLITS, Dataset, Draw, ReadOptions, Sample
 from edgetl.images.listing import Found, from_csv, from_folder
 from edgetl.images.split import drop_train_copies, stratified
 
@@ -126,18 +126,18 @@ def _split(
     options: ReadOptions,
     warnings: List[str],
 ) -> Dataset:
-    given = any(split for split, _ in samples)
-    if given:
+    draw = None
+    if any(split for split, _ in samples):
         splits = _given(samples, options, warnings)
     else:
-        fractions = {"val": options.val_fraction, "test": options.test_fraction}
-        splits = stratified([s for _, s in samples], fractions, options.seed)
+        draw = Draw({"val": options.val_fraction, "test": options.test_fraction}, options.seed)
+        splits = stratified([s for _, s in samples], draw.fractions, draw.seed)
     splits = {name: splits[name] for name in SPLITS if splits.get(name)}
     if not options.labels:
         _check_trainable(splits, labels, root)
         if options.val_fraction > 0 and "val" not in splits:
             raise DataError("too few different images for a val split", root, "each class wants at least two")
-    return Dataset(root, labels, splits, given, tuple(warnings))
+    return Dataset(root, labels, splits, draw is None, tuple(warnings), draw=draw)
 
 
 def _given(

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Dict, List, Sequence, Tuple
+from typing import Dict, List, Mapping, Sequence, Tuple
 
 from edgetl.images.dataset import Sample, rank_of
 
 Splits = Dict[str, Tuple[Sample, ...]]
 
 
-def units(samples: Sequence[Sample]) -> List[List[Sample]]:
-    """Samples joined by equal content or equal (non-empty) group; a unit never spans two splits."""
+def units(samples: Sequence[Sample], links: Sequence[Tuple[str, str]] = ()) -> List[List[Sample]]:
+    """Samples joined by equal content, equal (non-empty) group, or a link between their digests.
+
+    A unit never spans two splits.
+    """
     parent = list(range(len(samples)))
 
     def find(i: int) -> int:
@@ -26,13 +29,17 @@ def units(samples: Sequence[Sample]) -> List[List[Sample]]:
             if key[1]:
                 other = first.setdefault(key, index)
                 parent[find(index)] = find(other)
+    for left, right in links:
+        parent[find(first["digest", left])] = find(first["digest", right])
     out: Dict[int, List[Sample]] = {}
     for index, sample in enumerate(samples):
         out.setdefault(find(index), []).append(sample)
     return list(out.values())
 
 
-def stratified(samples: Sequence[Sample], fractions: Dict[str, float], seed: int) -> Splits:
+def stratified(
+    samples: Sequence[Sample], fractions: Mapping[str, float], seed: int, links: Sequence[Tuple[str, str]] = ()
+) -> Splits:
     """Give each unit to "train" or one of `fractions` (name -> share), class by class.
 
     The order within a class is a hash of (seed, content), so it depends neither on file names nor on the
@@ -40,7 +47,7 @@ def stratified(samples: Sequence[Sample], fractions: Dict[str, float], seed: int
     when it has enough units. A unit of several classes counts as its most frequent one.
     """
     by_class: Dict[int, List[List[Sample]]] = {}
-    for unit in units(samples):
+    for unit in units(samples, links):
         by_class.setdefault(_class_of(unit), []).append(unit)
     chosen: Dict[str, List[Sample]] = {"train": []}
     chosen.update({name: [] for name in fractions})

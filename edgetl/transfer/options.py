@@ -106,6 +106,7 @@ class FinetuneOptions:
     folds: int | None = None
     label_budget: tuple[int, ...] = ()
     abstain_precision: float | None = None
+    near_duplicates: str = "warn"
     skip_corrupt: bool = False
     golden_photos: bool = True
     resume: bool = False
@@ -126,6 +127,7 @@ class FinetuneOptions:
         if self.abstain_precision is not None and not 0 < self.abstain_precision < 1:
             raise InputError("--abstain-precision lies between 0 and 1", self.abstain_precision, "such as .95")
         _one_of("--device", self.device, ("auto", "cpu", "cuda"))
+        _one_of("--near-duplicates", self.near_duplicates, ("warn", "together", "ignore"))
         _one_of("--amp", self.amp, ("auto", "off", "bf16", "fp16"))
         if self.strategy is not None:
             _one_of("--strategy", self.strategy, tuple(STRATEGIES))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from edgetl.bundle import atomic_write
+from edgetl.bundle import Bundle, atomic_write
+from edgetl.errors import CorruptImage
 from edgetl.images import Dataset, Sample
 from edgetl.monitor import Monitor
-from edgetl.transfer import backbones, features, logs, probe, record, tune
+from edgetl.transfer import backbones, features, leakage, logs, probe, record, tune
 from edgetl.transfer.choose import choose
 from edgetl.transfer.confidence import confidence
 from edgetl.transfer.options import FinetuneOptions
@@ -32,7 +33,8 @@ def carry_out(
     started = time.perf_counter()
     store = PixelStore(folder, data.root, start.preprocess)
     try:
-        run = Run(_sound(data, store, options, monitor), start, options, folder, store, monitor)
+        data, alike = _sound(data, store, options, monitor)
+        run = Run(data, start, options, folder, store, monitor)
         start.network.to(start.device).to(memory_format=torch.channels_last)
         fitted, val_features = _probe(run)
         tuned = tune.train(run, fitted) if options.plan.trains else Progress()
@@ -51,22 +53,37 @@ def carry_out(
             "val": run.metrics(val_logits, "val"),
             "test": None if test_logits is None else run.metrics(test_logits, "test"),
             "linear_probe": run.metrics(fitted.logits(val_features), "val"),
+            "near_duplicates": None if alike is None else leakage.summary(alike),
             "confidence": confidence(run, val_logits, test_logits),
             "seconds": round(time.perf_counter() - started, 3),
             "images_per_second": round(run.images_per_second, 2),
         }
         run.data = held
-        _record(run, to, golden, result, tuned)
+        made = _record(run, to, golden, result, tuned)
+        leakage.keep(made, alike)
     finally:
         store.close()
     return result
 
 
-def _sound(data: Dataset, store: PixelStore, options: FinetuneOptions, monitor: Monitor) -> Dataset:
-    """Every image decoded once; `data` without the corrupt ones where --skip-corrupt allows it."""
+def _sound(
+    data: Dataset, store: PixelStore, options: FinetuneOptions, monitor: Monitor
+) -> tuple[Dataset, list[leakage.Row] | None]:
+    """Every image decoded once; `data` without the corrupt ones where --skip-corrupt allows it.
+
+    With it the near-duplicates across its splits; None where they are ignored.
+    """
     for line in data.warnings:
         monitor.warn(line)
-    corrupt = store.fill(data.all(), options.skip_corrupt, monitor)
+    leakage.check_wish(data, options.near_duplicates)
+    if options.near_duplicates == "ignore":
+        return _without_corrupt(data, store.fill(data.all(), options.skip_corrupt, monitor), monitor), None
+    prints = leakage.Prints(store.image)
+    corrupt = store.fill(data.all(), options.skip_corrupt, monitor, prints.note)
+    return leakage.settled(_without_corrupt(data, corrupt, monitor), prints, options.near_duplicates, monitor)
+
+
+def _without_corrupt(data: Dataset, corrupt: Mapping[str, CorruptImage], monitor: Monitor) -> Dataset:
     if not corrupt:
         return data
     for error in corrupt.values():
@@ -108,7 +125,7 @@ def _save_probe(path: Path, fitted: probe.Probe) -> None:
     temporary.unlink()
 
 
-def _record(run: Run, to: Path, golden: Sequence[Sample], result: dict[str, Any], tuned: Progress) -> None:
+def _record(run: Run, to: Path, golden: Sequence[Sample], result: dict[str, Any], tuned: Progress) -> Bundle:
     start, options = run.start, run.options
     outcome = record.Outcome(
         data=run.data,
@@ -139,3 +156,4 @@ def _record(run: Run, to: Path, golden: Sequence[Sample], result: dict[str, Any]
     )
     made = record.write(to, run.folder / "new", outcome, options.golden_photos, options.overwrite)
     logs.keep(made, run.folder, tuned.history)
+    return made

@@ -11,7 +11,7 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,9 +60,16 @@ class PixelStore:
                 stream.writelines(line + b"\n" for line in whole)
         os.ftruncate(self._data, self._end)
 
-    def fill(self, samples: Sequence[Sample], skip_corrupt: bool, monitor: Monitor = SILENT) -> dict[str, CorruptImage]:
+    def fill(
+        self,
+        samples: Sequence[Sample],
+        skip_corrupt: bool,
+        monitor: Monitor = SILENT,
+        on_image: Callable[[Sample, Pixels], None] = lambda sample, pixels: None,
+    ) -> dict[str, CorruptImage]:
         """Decode all `samples` that are not there yet; returns the corrupt ones by digest.
 
+        `on_image` is shown each image as it is decoded, by several threads.
         Raises CorruptImage at the first one unless `skip_corrupt`, DataError for a missing or changed file.
         """
         corrupt: dict[str, CorruptImage] = {}
@@ -71,12 +78,14 @@ class PixelStore:
 
         def load(sample: Sample) -> Pixels:
             try:
-                return self._decode(sample)
+                pixels = self._decode(sample)
             except CorruptImage as error:
                 if not skip_corrupt:
                     raise
                 corrupt[sample.digest] = error
                 return np.empty((0, 0, 3), np.uint8)
+            on_image(sample, pixels)
+            return pixels
 
         with disk_errors(self._index_file), self._index_file.open("ab") as index:
             for chunk, images in prefetched(missing, _CHUNK, load):
