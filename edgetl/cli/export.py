@@ -77,6 +77,9 @@ Rescue = Annotated[
 ]
 Input = Annotated[InputKind, typer.Option("--input", help="float32 NCHW 0-255, or uint8 NHWC.")]
 Output = Annotated[OutputKind, typer.Option(help="probabilities puts a Softmax at the end.")]
+Calibrated = Annotated[
+    bool, typer.Option("--calibrated", help="With probabilities: the bundle's temperature goes into the graph.")
+]
 Engine = Annotated[bool, typer.Option("--engine", help="Also build the engine of the last graph made.")]
 Threads = Annotated[int, typer.Option(help="CPU threads; 0 takes all.", min=0)]
 AllowUnmet = Annotated[bool, typer.Option("--allow-unmet", help="Exit 0 although the contract is missed.")]
@@ -99,6 +102,7 @@ def export(
     rescue: Rescue = RescueKind.EXCLUDE,
     input_kind: Input = InputKind.FLOAT32,
     output: Output = OutputKind.LOGITS,
+    calibrated: Calibrated = False,
     engine: Engine = False,
     threads: Threads = 0,
     allow_unmet: AllowUnmet = False,
@@ -133,6 +137,7 @@ def export(
             rescue=rescue.value,
             input=input_kind,
             output=output.value,
+            calibrated=calibrated,
             allow_unmet=allow_unmet,
             threads=threads,
         )

@@ -18,6 +18,7 @@ from edgetl.graph.cpu import kernels
 from edgetl.graph.cpu_qdq import host_weight_bits
 from edgetl.graph.ladder import Found, Tools, climb
 from edgetl.graph.nvidia import IN_FLOAT, Settled, built, settled, with_whole_pairs
+from edgetl.graph.parity import comparable
 from edgetl.graph.pixels import graph_logits, logits_of
 from edgetl.graph.qat import QatOptions, trained
 from edgetl.graph.quantise import Calibrated, calibrated, placed
@@ -190,5 +191,6 @@ def _compared(run: Run, shipped: Path, name: str, max_drop: float) -> tuple[Pair
     """What the shipped graph loses on a set of images, and how that was come by."""
     pixels, expected = run.decoded(name), _answers(run, name)
     given, evidence = graph_logits(shipped, pixels, run.options.threads, run.monitor, f"{name}: int8 graph")
+    given = comparable(expected, given, run.options.output, run.temperature)[1]
     labelled = run.options.guard == "labels"
     return paired(expected, given, pixels.targets if labelled else expected.argmax(axis=1), max_drop), evidence

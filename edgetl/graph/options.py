@@ -39,6 +39,7 @@ class ExportOptions:
     rescue: str = "exclude"
     input: InputKind = InputKind.FLOAT32
     output: str = "logits"
+    calibrated: bool = False
     allow_unmet: bool = False
     threads: int = 0
     seed: int = 0
@@ -48,6 +49,10 @@ class ExportOptions:
         _one_of("--output", self.output, ("logits", "probabilities"))
         _one_of("--guard", self.guard, ("labels", "agreement"))
         _one_of("--rescue", self.rescue, RESCUES)
+        if self.calibrated and self.output != "probabilities":
+            raise InputError(
+                "--calibrated speaks of probabilities", "--output " + self.output, "say --output probabilities"
+            )
         check_method(self.method)
         if self.calib_size != "auto" and not (self.calib_size.isdecimal() and int(self.calib_size) > 0):
             raise InputError("--calib-size wants a number of images or auto", self.calib_size)
@@ -79,6 +84,7 @@ class ExportOptions:
             "guard": self.guard,
             "own_guard_data": self.guard_data is not None,
             "output": self.output,
+            "calibrated": self.calibrated,
             "seed": self.seed,
         }
 

@@ -15,7 +15,7 @@ from edgetl.bundle import Bundle, NewArtifact, sha256_bytes
 from edgetl.errors import GraphError
 from edgetl.graph import surgery
 from edgetl.graph.options import ExportOptions
-from edgetl.graph.parity import Parity, centred, check_relative, parity, run_graph, tolerance
+from edgetl.graph.parity import Parity, check_relative, comparable, parity, run_graph, tolerance
 from edgetl.graph.pixels import Pixels
 from edgetl.graph.reference import origin
 from edgetl.graph.sets import ImageSet, ImageSets
@@ -53,6 +53,11 @@ class Run:
         """The graph profile that is being made."""
         return self.options.profile
 
+    @property
+    def temperature(self) -> float | None:
+        """What the graphs divide their logits by before the Softmax; None: nothing (export asked before any work)."""
+        return float(self.bundle.manifest["confidence"]["temperature"]) if self.options.calibrated else None
+
     def decoded(self, name: str) -> Pixels:
         """The images of one of the sets, decoded on first use."""
         if name not in self.pixels:
@@ -72,8 +77,9 @@ class Run:
 
     def shipped(self, graph: onnx.ModelProto, precision: Precision) -> tuple[onnx.ModelProto, Path]:
         """`graph` with the wanted input, output and metadata, written into the scratch folder."""
-        whole = surgery.with_ends(graph, self.options.input, self.options.output == "probabilities")
-        model = surgery.finished(whole, self.profile, precision, self.bundle.labels, self.bundle.preprocess)
+        options, bundle, temperature = self.options, self.bundle, self.temperature
+        whole = surgery.with_ends(graph, options.input, options.output == "probabilities", temperature)
+        model = surgery.finished(whole, self.profile, precision, bundle.labels, bundle.preprocess, temperature)
         return model, surgery.save(model, self.scratch / f"{precision}.onnx")
 
     def record(self, model: onnx.ModelProto, path: Path, precision: Precision, extra: dict[str, Any]) -> None:
@@ -85,6 +91,7 @@ class Run:
             "precision": precision,
             "input": self.options.input,
             "output": self.options.output,
+            "temperature": self.temperature,
             "opset": surgery.opset_of(model),
             "parity": found.to_json(),
             "met": None,
@@ -105,10 +112,7 @@ class Run:
         pixels, reference = self.proof
         threads = self.options.threads
         logits = run_graph(path, pixels, threads)
-        given = logits
-        if self.options.output == "probabilities":
-            reference, given = centred(reference), centred(logits)
-        found = parity(reference, given)
+        found = parity(*comparable(reference, logits, self.options.output, self.temperature))
         if precision is not Precision.INT8:
             check_relative(found, tolerance(self.bundle, precision, "relative"), f"{self.profile}/{precision}")
         if precision is Precision.FP32:

@@ -13,7 +13,7 @@ import onnx
 
 from edgetl import engine
 from edgetl.bundle import Bundle, writing
-from edgetl.errors import ContractUnmet, DataError
+from edgetl.errors import BundleError, ContractUnmet, DataError
 from edgetl.graph import guard as guards
 from edgetl.graph.calibrate import Statistics, outside_float16
 from edgetl.graph.int8 import calibrate, int8
@@ -41,6 +41,9 @@ def export(path: Path, options: ExportOptions | None = None, monitor: Monitor = 
     started = time.monotonic()
     options = options or ExportOptions()
     with writing(path, "export") as (bundle, scratch), ExitStack() as stack:
+        if options.calibrated and not bundle.manifest.get("confidence"):
+            do = "make it again with this edgetl's finetune, or leave --calibrated out"
+            raise BundleError("the bundle knows no temperature", bundle.path, do)
         sets = image_sets(bundle, options)
         for remark in sets.remarks:
             monitor.warn(remark)

@@ -196,8 +196,10 @@ def _since(op_type: str, opset: int) -> int:
         return 0
 
 
-def with_ends(model: onnx.ModelProto, kind: InputKind, probabilities: bool) -> onnx.ModelProto:
-    """`model` (float32 NCHW in, logits out) with another input or a Softmax at its end.
+def with_ends(
+    model: onnx.ModelProto, kind: InputKind, probabilities: bool, temperature: float | None = None
+) -> onnx.ModelProto:
+    """`model` (float32 NCHW in, logits out) with another input or a Softmax at its end, of logits / `temperature`.
 
     uint8 NHWC is cast first and transposed then: TensorRT refuses to transpose uint8.
     """
@@ -218,7 +220,12 @@ def with_ends(model: onnx.ModelProto, kind: InputKind, probabilities: bool) -> o
         graph.input.append(helper.make_tensor_value_info(INPUT, TensorProto.UINT8, [_BATCH, height, width, channels]))
     if probabilities:
         shape = [_BATCH, graph.output[0].type.tensor_type.shape.dim[1].dim_value]
-        graph.node.append(helper.make_node("Softmax", [LOGITS], [PROBABILITIES], name="softmax", axis=1))
+        last = LOGITS
+        if temperature is not None:
+            graph.initializer.append(numpy_helper.from_array(np.float32(1 / temperature).reshape(1, 1), "inverse_t"))
+            graph.node.append(helper.make_node("Mul", [LOGITS, "inverse_t"], ["logits_calibrated"], name="calibrate"))
+            last = "logits_calibrated"
+        graph.node.append(helper.make_node("Softmax", [last], [PROBABILITIES], name="softmax", axis=1))
         del graph.output[:]
         graph.output.append(helper.make_tensor_value_info(PROBABILITIES, TensorProto.FLOAT, shape))
     return out
@@ -245,7 +252,12 @@ def with_normalisation(model: onnx.ModelProto, spec: Preprocess) -> onnx.ModelPr
 
 
 def finished(
-    model: onnx.ModelProto, profile: Profile, precision: Precision, labels: list[str], spec: Preprocess
+    model: onnx.ModelProto,
+    profile: Profile,
+    precision: Precision,
+    labels: list[str],
+    spec: Preprocess,
+    temperature: float | None = None,
 ) -> onnx.ModelProto:
     """`model` as it ships: IR version of its profile, metadata_props with labels, Preprocess and precision."""
     out = anonymous(model)
@@ -259,6 +271,7 @@ def finished(
         "precision": str(precision),
         "preprocess": json.dumps(spec.to_json(), sort_keys=True),
         "profile": str(profile),
+        **({} if temperature is None else {"temperature": repr(temperature)}),
     }
     for key, value in values.items():
         out.metadata_props.add(key=key, value=value)

@@ -44,7 +44,11 @@ def classify(
     labels: Sequence[str],
     top: int = 5,
     name: object = "image",
+    temperature: float = 1.0,
 ) -> List[Dict[str, Any]]:
-    """One encoded image -> its `top` classes, best first. Raises CorruptImage naming `name`, BackendError."""
+    """One encoded image -> its `top` classes, best first. Raises CorruptImage naming `name`, BackendError.
+
+    `temperature` divides the logits: measure.confidence.temperature_left tells what is left to apply.
+    """
     pixels = to_input(encoded, preprocess, name)[None]
-    return top_k(run_pixels(backend, pixels)[0], labels, top)
+    return top_k(run_pixels(backend, pixels)[0] / np.float32(temperature), labels, top)

@@ -25,7 +25,7 @@ def predictions(*args: object) -> list[dict[str, Any]]:
     done = edgetl("classify", *args, "--json")
     assert done.exit_code == 0, done.stderr
     found = json.loads(done.stdout)
-    assert list(found) == ["predictions"]
+    assert list(found) == ["predictions", "confidence"]
     return list(found["predictions"])
 
 
