@@ -29,6 +29,7 @@ COMMANDS = (
     "export",
     "build",
     "bench",
+    "domains",
     "classify",
     "inspect",
     "verify",

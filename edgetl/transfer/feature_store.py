@@ -17,7 +17,6 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -60,7 +59,7 @@ def model_key(
         "backbone": backbone,
         "arguments": dict(arguments or {}),
         "weights": digest.hexdigest(),
-        "preprocess": {**asdict(preprocess), "fit": str(preprocess.fit)},
+        "preprocess": preprocess.to_json(),
         "layer": "input of the head",
         "torch": torch.__version__,
     }
