@@ -1,4 +1,4 @@
-"""The phases of a fine-tuning run, in order: decode, features, probe, train, choose, record."""
+"""The phases of a fine-tuning run, in order: decode, fit (features, probe, train, choose), record."""
 
 from __future__ import annotations
 
@@ -9,21 +9,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from edgetl.bundle import Bundle, atomic_write
+from edgetl.bundle import Bundle
 from edgetl.errors import CorruptImage
 from edgetl.images import Dataset, Sample
 from edgetl.monitor import Monitor
-from edgetl.transfer import backbones, features, leakage, logs, probe, record, tune
-from edgetl.transfer.choose import choose
+from edgetl.transfer import leakage, logs, record
 from edgetl.transfer.confidence import confidence
+from edgetl.transfer.fit import fit
 from edgetl.transfer.options import FinetuneOptions
 from edgetl.transfer.pixels import PixelStore
 from edgetl.transfer.prepare import Start, check_splits
-from edgetl.transfer.run import Logits, Run
-from edgetl.transfer.train import Progress, judge
+from edgetl.transfer.run import Run
+from edgetl.transfer.train import Progress
 
 
 def carry_out(
@@ -36,9 +35,8 @@ def carry_out(
         data, alike = _sound(data, store, options, monitor)
         run = Run(data, start, options, folder, store, monitor)
         start.network.to(start.device).to(memory_format=torch.channels_last)
-        fitted, val_features = _probe(run)
-        tuned = tune.train(run, fitted) if options.plan.trains else Progress()
-        chosen, val_logits = choose(run, fitted, val_features, tuned)
+        found = fit(run)
+        chosen, tuned = found.chosen, found.tuned
         # Looked at once, when everything has been decided.
         test_logits = run.logits("test") if run.data.split("test") else None
         held, golden = record.drawn(run.data, options.seed)
@@ -50,11 +48,11 @@ def carry_out(
             "labels": list(data.labels),
             "n": {split: len(held.split(split)) for split in ("train", "val", "test", "calibration")},
             "best_epoch": tuned.best_epoch if chosen != "linear-probe" else 0,
-            "val": run.metrics(val_logits, "val"),
+            "val": run.metrics(found.val, "val"),
             "test": None if test_logits is None else run.metrics(test_logits, "test"),
-            "linear_probe": run.metrics(fitted.logits(val_features), "val"),
+            "linear_probe": run.metrics(found.probe_val, "val"),
             "near_duplicates": None if alike is None else leakage.summary(alike),
-            "confidence": confidence(run, val_logits, test_logits),
+            "confidence": confidence(run, found.val, test_logits),
             "seconds": round(time.perf_counter() - started, 3),
             "images_per_second": round(run.images_per_second, 2),
         }
@@ -93,36 +91,6 @@ def _without_corrupt(data: Dataset, corrupt: Mapping[str, CorruptImage], monitor
     left = replace(data, splits=splits, skipped=tuple(sorted(s.path for s in data.all() if s.digest in corrupt)))
     check_splits(left)
     return left
-
-
-def _probe(run: Run) -> tuple[probe.Probe, Logits]:
-    """The linear probe on cached features, and the features of val."""
-    start, data = run.start, run.data
-    samples = [*data.split("train"), *data.split("val")]
-    began = time.perf_counter()
-    with backbones.headless(start.network.backbone, start.spec):
-        found = features.cached(
-            run.folder / "features.f32", start.network, samples, run.store.inputs, start.device, run.monitor
-        )
-    run.images_per_second = len(samples) / (time.perf_counter() - began)
-    n = len(data.split("train"))
-    path = run.folder / "probe.npz"
-    if path.is_file():
-        with np.load(path) as saved:
-            fitted = probe.Probe(saved["weight"], saved["bias"], float(saved["c"]))
-    else:
-        fitted = probe.fit(found[:n], run.targets("train"), len(data.labels), run.options.seed, run.monitor)
-        _save_probe(path, fitted)
-    accuracy, _ = judge(fitted.logits(found[n:]), run.targets("val"))
-    run.monitor.say(f"linear probe: val accuracy {accuracy:.3f} (C = {fitted.c:g})")
-    return fitted, found[n:]
-
-
-def _save_probe(path: Path, fitted: probe.Probe) -> None:
-    temporary = path.with_suffix(".tmp.npz")
-    np.savez(temporary, weight=fitted.weight, bias=fitted.bias, c=np.float64(fitted.c))
-    atomic_write(path, temporary.read_bytes())
-    temporary.unlink()
 
 
 def _record(run: Run, to: Path, golden: Sequence[Sample], result: dict[str, Any], tuned: Progress) -> Bundle:
