@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
-from ctypes import POINTER, byref, c_char_p, c_float, c_int, c_size_t, c_uint, c_void_p
+from contextlib import contextmanager
+from ctypes import POINTER, byref, c_char_p, c_float, c_int, c_size_t, c_uint, c_ulonglong, c_void_p
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -31,6 +32,7 @@ _PROTOTYPES: Dict[str, Tuple[Any, ...]] = {
     "cudaFree": (c_void_p,),
     "cudaHostAlloc": (POINTER(c_void_p), c_size_t, c_uint),
     "cudaFreeHost": (c_void_p,),
+    "cudaHostGetDevicePointer": (POINTER(c_void_p), c_void_p, c_uint),
     "cudaMemcpyAsync": (c_void_p, c_void_p, c_size_t, c_int, c_void_p),
     "cudaStreamCreateWithFlags": (POINTER(c_void_p), c_uint),
     "cudaStreamSynchronize": (c_void_p,),
@@ -40,10 +42,19 @@ _PROTOTYPES: Dict[str, Tuple[Any, ...]] = {
     "cudaEventSynchronize": (c_void_p,),
     "cudaEventElapsedTime": (POINTER(c_float), c_void_p, c_void_p),
     "cudaEventDestroy": (c_void_p,),
+    "cudaStreamBeginCapture": (c_void_p, c_int),
+    "cudaStreamEndCapture": (c_void_p, POINTER(c_void_p)),
+    # Not plain cudaGraphInstantiate, whose arguments changed with CUDA 12.
+    "cudaGraphInstantiateWithFlags": (POINTER(c_void_p), c_void_p, c_ulonglong),
+    "cudaGraphLaunch": (c_void_p, c_void_p),
+    "cudaGraphExecDestroy": (c_void_p,),
+    "cudaGraphDestroy": (c_void_p,),
 }
 
 _STREAM_NON_BLOCKING = 1
 _TO_DEVICE, _TO_HOST = 1, 2
+_HOST_MAPPED = 2
+_CAPTURE_THREAD_LOCAL = 1  # other threads of the process may go on using CUDA meanwhile
 _SM_COUNT, _SM_MAJOR, _SM_MINOR = 16, 75, 76  # cudaDeviceAttr
 _NAME_BYTES = 256
 _PROPERTIES_ROOM = 1 << 14  # the struct grows with each CUDA; its name is the first field in all of them
@@ -110,6 +121,18 @@ class Cuda:
         """A page-locked host address (copies from it need no staging); `host_free` it."""
         return self._pointer("cudaHostAlloc", n_bytes, 0)
 
+    def mapped_malloc(self, n_bytes: int) -> Tuple[int, int]:
+        """(host address, the GPU's address of the same memory): no copies; `host_free` the host's.
+
+        What it is for: on a Jetson the CPU's and the GPU's memory are one. On a PC each access crosses PCIe.
+        """
+        host = self._pointer("cudaHostAlloc", n_bytes, _HOST_MAPPED)
+        try:
+            return host, self._pointer("cudaHostGetDevicePointer", host, 0)
+        except BackendError:
+            self.host_free(host)
+            raise
+
     def host_free(self, address: int) -> None:
         """Give back what `host_malloc` gave."""
         self.call("cudaFreeHost", address)
@@ -151,6 +174,43 @@ class Cuda:
     def copy_out(self, host: int, device: int, n_bytes: int, stream: int) -> None:
         """Queue a copy to the host."""
         self.call("cudaMemcpyAsync", host, device, n_bytes, _TO_HOST, stream)
+
+    @contextmanager
+    def capturing(self, stream: int) -> Iterator[List[int]]:
+        """What is queued on `stream` meanwhile is recorded and not run; the list then holds one CUDA graph.
+
+        `graph_free` it. Nothing is left behind where the body raises.
+        """
+        made: List[int] = []
+        self.call("cudaStreamBeginCapture", stream, _CAPTURE_THREAD_LOCAL)
+        try:
+            yield made
+        except BaseException:
+            graph = c_void_p()
+            # A capture that failed leaves no graph, and CUDA says so with an error of its own: the first one is told.
+            self._library.cudaStreamEndCapture(stream, byref(graph))
+            if graph.value:
+                self.graph_free(int(graph.value))
+            raise
+        graph = c_void_p()
+        self.call("cudaStreamEndCapture", stream, byref(graph))
+        made.append(int(graph.value or 0))
+
+    def graph_free(self, graph: int) -> None:
+        """Give back what `capturing` gave."""
+        self.call("cudaGraphDestroy", graph)
+
+    def launchable(self, graph: int) -> int:
+        """A captured graph made ready to launch; `launchable_free` it."""
+        return self._pointer("cudaGraphInstantiateWithFlags", graph, 0)
+
+    def launch(self, launchable: int, stream: int) -> None:
+        """Queue all of a captured graph with one call."""
+        self.call("cudaGraphLaunch", launchable, stream)
+
+    def launchable_free(self, launchable: int) -> None:
+        """Give back what `launchable` gave."""
+        self.call("cudaGraphExecDestroy", launchable)
 
     def _gpu(self, index: int) -> Gpu:
         room = ctypes.create_string_buffer(_PROPERTIES_ROOM)

@@ -29,13 +29,23 @@ _DTYPES = {"FLOAT": "float32", "HALF": "float16", "UINT8": "uint8"}
 class TrtBackend:
     """An engine file on one GPU. Buffers for the largest batch are made once and used by each run.
 
+    `cuda_graph`: the engine's kernels are recorded once and then launched with one call, which matters for
+    tiny networks; another batch size is recorded anew. `mapped`: buffers lie in memory that CPU and GPU share, so nothing is
+    copied; on a Jetson, where both have the same DRAM, that is the faster way, on a PC the slower.
     Raises BackendError: no TensorRT, no GPU, a plan made for another TensorRT or GPU, one that is not a
     one-input, one-output classifier.
     """
 
     name = "tensorrt"
 
-    def __init__(self, plan: Union[str, Path], flavour: str = TENSORRT, device: int = 0) -> None:
+    def __init__(
+        self,
+        plan: Union[str, Path],
+        flavour: str = TENSORRT,
+        device: int = 0,
+        cuda_graph: bool = False,
+        mapped: bool = False,
+    ) -> None:
         self.plan = Path(plan)
         trt: Any = import_binding(flavour)
         cuda = cudart.load()
@@ -47,6 +57,8 @@ class TrtBackend:
         self._cuda = cuda
         self._log = Log()
         self._stack: Optional[ExitStack] = None
+        self._cuda_graph = cuda_graph
+        self._recorded: Optional[int] = None  # the run as one launch, for the shape that the context is set to
         with ExitStack() as stack:
             self._engine = self._load(trt)
             self._context = self._engine.create_execution_context()
@@ -55,12 +67,15 @@ class TrtBackend:
             self.input, self._output, self._batches = self._tensors(trt)
             self._stream = stack.enter_context(_Owned(cuda.stream(), cuda.stream_free)).value
             self._events = [stack.enter_context(_Owned(cuda.event(), cuda.event_free)).value for _ in range(2)]
-            self._buffers = {s.name: stack.enter_context(_Buffer(cuda, s, self._batches[1])) for s in self._specs()}
+            self._buffers = {
+                s.name: stack.enter_context(_Buffer(cuda, s, self._batches[1], mapped)) for s in self._specs()
+            }
             for name, buffer in self._buffers.items():
                 if not self._context.set_tensor_address(name, buffer.device):
                     raise BackendError("TensorRT refused a buffer", "%s: %s" % (name, self._log.reason()))
             self._stack = stack.pop_all()
         self._last_ms: Optional[float] = None
+        self._shaped = 0  # the batch that the context's shapes are set to
 
     @property
     def batches(self) -> Tuple[int, int]:
@@ -79,12 +94,18 @@ class TrtBackend:
             raise BackendError("the engine takes batches of %d to %d" % (low, high), n, do)
         source, target = self._buffers[self.input.name], self._buffers[self._output.name]
         np.copyto(source.host[:n], batch)
-        if not self._context.set_input_shape(self.input.name, tuple(batch.shape)):
-            raise BackendError("TensorRT refused the input's shape", "%s" % (batch.shape,))
+        if n != self._shaped:
+            self._forget()
+            if not self._context.set_input_shape(self.input.name, tuple(batch.shape)):
+                raise BackendError("TensorRT refused the input's shape", "%s" % (batch.shape,))
+            self._shaped = n
         source.upload(n, self._stream)
+        launchable = self._launchable()
         self._cuda.event_record(self._events[0], self._stream)
-        if not self._context.execute_async_v3(self._stream):
-            raise BackendError("TensorRT failed while running", "%s (%s)" % (self.plan, self._log.reason()))
+        if launchable is None:
+            self._execute()
+        else:
+            self._cuda.launch(launchable, self._stream)
         self._cuda.event_record(self._events[1], self._stream)
         target.download(n, self._stream)
         self._cuda.stream_wait(self._stream)
@@ -99,10 +120,39 @@ class TrtBackend:
     def close(self) -> None:
         """Free the engine, its buffers and its stream; a second call does nothing."""
         if self._stack is not None:
+            self._forget()
             # In this order (each uses the next one's memory), and all before the stream they ran on.
             self._context = self._engine = self._runtime = None
             self._stack.close()
             self._stack = None
+
+    def _execute(self) -> None:
+        if not self._context.execute_async_v3(self._stream):
+            raise BackendError("TensorRT failed while running", "%s (%s)" % (self.plan, self._log.reason()))
+
+    def _launchable(self) -> Optional[int]:
+        """The engine's run as one launch; None where that was not asked for.
+
+        Recorded after a run for real: TensorRT does deferred work of a new shape then, which cannot be recorded.
+        A recording is tied to the state of its context, so another shape makes a new one (both: TensorRT
+        Developer Guide, "CUDA Graphs").
+        """
+        if self._cuda_graph and self._recorded is None:
+            self._execute()
+            self._cuda.stream_wait(self._stream)
+            with self._cuda.capturing(self._stream) as captured:
+                self._execute()
+            try:
+                self._recorded = self._cuda.launchable(captured[0])
+            finally:
+                self._cuda.graph_free(captured[0])
+        return self._recorded
+
+    def _forget(self) -> None:
+        self._shaped = 0
+        if self._recorded is not None:
+            self._cuda.launchable_free(self._recorded)
+            self._recorded = None
 
     def _load(self, trt: Any) -> Any:
         data = self.plan.read_bytes()
@@ -151,17 +201,25 @@ class _Owned:
 
 
 class _Buffer:
-    """Device memory and page-locked host memory of one tensor, for the largest batch; `host` is a view (B, ...)."""
+    """Device memory and page-locked host memory of one tensor, for the largest batch; `host` is a view (B, ...).
 
-    def __init__(self, cuda: cudart.Cuda, spec: TensorSpec, batch: int) -> None:
+    `mapped`: both are the same memory, and nothing is copied.
+    """
+
+    def __init__(self, cuda: cudart.Cuda, spec: TensorSpec, batch: int, mapped: bool) -> None:
         dtype = np.dtype(spec.dtype)
         shape = (batch,) + tuple(spec.shape[1:])
         self._cuda = cuda
+        self._mapped = mapped
         self._row_bytes = int(np.prod(spec.shape[1:])) * dtype.itemsize
         n_bytes = self._row_bytes * batch
         with ExitStack() as stack:
-            self.device = stack.enter_context(_Owned(cuda.malloc(n_bytes), cuda.free)).value
-            self._host = stack.enter_context(_Owned(cuda.host_malloc(n_bytes), cuda.host_free)).value
+            if mapped:
+                self._host, self.device = cuda.mapped_malloc(n_bytes)
+                stack.callback(cuda.host_free, self._host)
+            else:
+                self.device = stack.enter_context(_Owned(cuda.malloc(n_bytes), cuda.free)).value
+                self._host = stack.enter_context(_Owned(cuda.host_malloc(n_bytes), cuda.host_free)).value
             self._stack = stack.pop_all()
         memory: Any = (ctypes.c_char * n_bytes).from_address(self._host)
         self.host: Any = np.frombuffer(memory, dtype=dtype).reshape(shape)
@@ -175,11 +233,13 @@ class _Buffer:
 
     def upload(self, n: int, stream: int) -> None:
         """Queue the copy of the first `n` rows to the GPU."""
-        self._cuda.copy_in(self.device, self._host, n * self._row_bytes, stream)
+        if not self._mapped:
+            self._cuda.copy_in(self.device, self._host, n * self._row_bytes, stream)
 
     def download(self, n: int, stream: int) -> None:
         """Queue the copy of the first `n` rows from the GPU."""
-        self._cuda.copy_out(self._host, self.device, n * self._row_bytes, stream)
+        if not self._mapped:
+            self._cuda.copy_out(self._host, self.device, n * self._row_bytes, stream)
 
 
 def _spec(engine: Any, name: str) -> TensorSpec:

@@ -7,6 +7,7 @@ TensorRT on an engine of that graph (skipped, with the reason, where it cannot l
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +110,7 @@ def ort_int8_backend(bundle: Path) -> Backend:
     return OrtBackend(surgery.save(cpu_inserted(source, placed, limits), bundle.parent / "cpu-int8.onnx"), threads=1)
 
 
-def tensorrt_backend(bundle: Path, flavour: str = TENSORRT) -> Backend:
+def tensorrt_backend(bundle: Path, flavour: str = TENSORRT, **how: bool) -> Backend:
     from edgetl.engine import BuildOptions, build
     from edgetl.runtime.trt import TrtBackend
     from edgetl.spec import BatchProfile, Precision
@@ -118,7 +119,7 @@ def tensorrt_backend(bundle: Path, flavour: str = TENSORRT) -> Backend:
         engine = build(bundle, BuildOptions(Precision.FP32, flavour, batch=BatchProfile(1, 1, MAX_BATCH)))["artifacts"][
             0
         ]
-        return TrtBackend(bundle / engine["file"], flavour)
+        return TrtBackend(bundle / engine["file"], flavour, **how)
     except BackendError as error:
         pytest.skip(str(error))
 
@@ -132,9 +133,11 @@ MAKERS: dict[str, Callable[[Path], Backend]] = {
     "onnxruntime": ort_backend,
     "onnxruntime-int8": ort_int8_backend,
     "tensorrt": tensorrt_backend,
+    "tensorrt-cuda-graph": partial(tensorrt_backend, cuda_graph=True),
+    "tensorrt-mapped": partial(tensorrt_backend, mapped=True),
     "tensorrt_rtx": rtx_backend,
 }
-GPU_ONLY = ("tensorrt", "tensorrt_rtx")
+GPU_ONLY = ("tensorrt", "tensorrt-cuda-graph", "tensorrt-mapped", "tensorrt_rtx")
 
 
 @pytest.fixture(params=[pytest.param(n, marks=pytest.mark.gpu) if n in GPU_ONLY else n for n in MAKERS])
