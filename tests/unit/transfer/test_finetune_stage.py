@@ -22,7 +22,7 @@ METRICS = {
 }
 RESULT = {
     *("bundle", "backbone", "strategy", "chosen", "labels", "n", "best_epoch", "val", "test"),
-    *("linear_probe", "confidence", "seconds", "images_per_second"),
+    *("linear_probe", "near_duplicates", "confidence", "seconds", "images_per_second"),
 }
 BASE: dict[str, Any] = {"backbone": "smallnet", "image_size": 16, "epochs": 2, "batch_size": 8, "amp": "off"}
 
