@@ -34,8 +34,14 @@ def table(suite: str, rows: list[Row]) -> str:
     header, cells = _TABLES[suite]
     if not rows:
         return NO_ROWS
-    lines = [header, ["---"] + ["--:"] * (len(header) - 1), *(cells(row) for row in rows)]
+    lines = [header, ["---"] + ["--:"] * (len(header) - 1), *(cells(row) for row in _together(rows))]
     return "".join("| " + " | ".join(line) + " |\n" for line in lines) + "\n" + "".join(_where(rows))
+
+
+def _together(rows: list[Row]) -> list[Row]:
+    """Rows about one network beside each other, in the order in which the networks first came."""
+    order = list(dict.fromkeys(row["values"].get("network") for row in rows))
+    return sorted(rows, key=lambda row: order.index(row["values"].get("network")))
 
 
 def line(row: Row) -> str:
