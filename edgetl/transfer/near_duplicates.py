@@ -21,10 +21,12 @@ from edgetl.transfer.hamming import near
 RADIUS = 12  # bits of 64; random photographs are 32 +- 4 apart
 LEAST = 0.8  # correlation, however different the images of a class are
 EXPECTED = 0.05  # pairs of a whole set that chance may pass
+MOST = 1000  # pictures that one image is held against at most, in each way: bounds the time where all hashes are near
 DRAWN = 4000  # pairs a class from which its chance is learned
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
+Flags = npt.NDArray[np.bool_]
 Thumbs = npt.NDArray[np.float32]
 
 
@@ -52,7 +54,9 @@ def matches(prints: Fingerprints, queries: Ints, among: Ints, limits: Floats) ->
     found: dict[int, Match] = {}
     for how, view, other in _WAYS:
         open_ = np.array([int(row) not in found for row in queries], bool)
-        for query, code in near(prints.codes[queries, view], prints.codes[among, other], RADIUS, open_):
+        tried = np.zeros(len(queries), np.int64)
+        for pairs in near(prints.codes[queries, view], prints.codes[among, other], RADIUS, open_):
+            query, code = _first(*pairs, tried, open_)
             images, likes = queries[query], among[code]
             correlation = _correlation(views[view], views[other], images, likes)
             same = (correlation > np.maximum(limits[images], limits[likes])) & (images != likes)
@@ -61,6 +65,17 @@ def matches(prints: Fingerprints, queries: Ints, among: Ints, limits: Floats) ->
                 row = int(images[i])
                 found[row] = Match(row, int(likes[i]), round(float(correlation[i]), 4), how)
     return [found[row] for row in sorted(found)]
+
+
+def _first(query: Ints, code: Ints, tried: Ints, open_: Flags) -> tuple[Ints, Ints]:
+    """The pairs of queries that are open, MOST of each at most; counts them in `tried` and closes who had so many."""
+    begins = np.flatnonzero(np.diff(query, prepend=-1))  # a query's pairs come in a row
+    place = np.arange(len(query)) - np.repeat(begins, np.diff(begins, append=len(query)))
+    kept = open_[query] & (place + tried[query] < MOST)
+    query, code = query[kept], code[kept]
+    np.add.at(tried, query, 1)
+    open_[tried >= MOST] = False
+    return query, code
 
 
 def limits_of(prints: Fingerprints, targets: Ints, seed: int) -> Floats:
