@@ -36,7 +36,13 @@ WeightsOption = Annotated[
 ]
 StrategyOption = Annotated[
     str | None,
-    typer.Option(help="lp-ft (default), linear-probe, full or scratch (default with --weights none)."),
+    typer.Option(
+        help="lp-ft (default), linear-probe, features, gradual, full, scratch (default with --weights none) or auto."
+    ),
+]
+KeepOption = Annotated[str, typer.Option(help="Hold the training to the pretrained network: none, l2sp, delta, bss.")]
+TeacherOption = Annotated[
+    Path | None, typer.Option(help="A bundle of the same classes that teaches this backbone.", metavar="BUNDLE")
 ]
 EpochsOption = Annotated[int | None, typer.Option(help="At most this many (default: by the size of the set).")]
 HeadEpochsOption = Annotated[int, typer.Option(help="The first N epochs train the head alone.")]
@@ -74,6 +80,8 @@ def finetune(
     backbone_args: BackboneArgsOption = "",
     weights: WeightsOption = "auto",
     strategy: StrategyOption = None,
+    keep: KeepOption = "none",
+    teacher: TeacherOption = None,
     epochs: EpochsOption = None,
     head_epochs: HeadEpochsOption = 0,
     lr: LrOption = None,

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -19,10 +20,14 @@ from torch.nn import functional
 from edgetl.bundle import Bundle, read_json
 from edgetl.errors import InputError
 from edgetl.images import Dataset, Sample, prefetched, read_sample, to_input
+from edgetl.images.of_bundle import without
 from edgetl.monitor import SILENT, Monitor
 from edgetl.transfer import features
 from edgetl.transfer.network import deployed
 from edgetl.transfer.step import ExtraLoss, Step
+
+if TYPE_CHECKING:
+    from edgetl.transfer.run import Run  # it holds the Start that holds a Teacher
 
 TEMPERATURE = 2.0
 SHARE = 0.9  # of the teacher in the loss; the rest is the labels' (Hinton et al. 2015: "a considerably lower weight")
@@ -85,6 +90,25 @@ def _trained_on(bundle: Bundle) -> set[str]:
         return set()
     rows = read_json(bundle.file(found[-1]), "splits")
     return {s.digest for s in Dataset.from_json(rows, bundle.path, bundle.labels).split("train")}
+
+
+def unlabelled_for(run: Run) -> list[Sample]:
+    """The run's unlabelled images, decoded once, without those that are held out in val or test."""
+    held_out = [*run.data.split("val"), *run.data.split("test")]
+    found = without(run.start.unlabelled, held_out)
+    if len(found) < len(run.start.unlabelled):
+        run.monitor.say(f"{len(run.start.unlabelled) - len(found)} unlabelled images are held out here: not taught on")
+    corrupt = run.store.fill(found, run.options.skip_corrupt, run.monitor)
+    return [sample for sample in found if sample.digest not in corrupt]
+
+
+def distillation(run: Run, unlabelled: Sequence[Sample]) -> Distillation:
+    """The loss from the teacher's answers to the training images and to the unlabelled ones."""
+    teacher, device = run.start.teacher, run.start.device
+    assert teacher is not None
+    samples = [*run.data.split("train"), *unlabelled]
+    logits = teacher.logits(run.folder / "teacher.f32", run.data.root, samples, device, run.monitor)
+    return Distillation(samples, logits)
 
 
 class Distillation(ExtraLoss):

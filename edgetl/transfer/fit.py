@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from edgetl.bundle import atomic_write
-from edgetl.transfer import backbones, features, probe, tune
-from edgetl.transfer.choose import choose
-from edgetl.transfer.run import Logits, Run
+from edgetl.transfer import auto, probe, tune
+from edgetl.transfer.choose import FROZEN, Choice, choose
+from edgetl.transfer.run import Logits, Probed, Run
 from edgetl.transfer.train import Progress, judge
 
 
@@ -22,29 +22,45 @@ class Fitted:
     `val` and `probe_val` are the logits (N, C) on val of that network and of the linear probe.
     """
 
+    probe: probe.Probe
     probe_val: Logits
     tuned: Progress
-    chosen: str
-    val: Logits
+    choice: Choice
+
+    @property
+    def chosen(self) -> str:
+        """What was kept: "linear-probe", "features", the strategy's own name, or "wise-ft"."""
+        return self.choice.kept.name
+
+    @property
+    def val(self) -> Logits:
+        """What the kept network says on val."""
+        return self.choice.kept.logits
+
+    @property
+    def best_epoch(self) -> int:
+        """The epoch whose weights are kept, or are in the kept average; 0 where the backbone stayed frozen."""
+        return 0 if self.chosen in FROZEN else self.tuned.best_epoch
 
 
 def fit(run: Run) -> Fitted:
     """Fit the run's network to its train split; what a killed run left in `run.folder` is taken over."""
-    fitted, val_features = _probe(run)
-    tuned = tune.train(run, fitted) if run.options.plan.trains else Progress()
-    chosen, val = choose(run, fitted, val_features, tuned)
-    return Fitted(fitted.logits(val_features), tuned, chosen, val)
+    found = probed(run)
+    reasons: tuple[str, ...] = ()
+    if run.plan.name == "auto":
+        picked = auto.pick(run)
+        run.plan, reasons = picked.plan, picked.reasons
+    tuned = tune.train(run, found.fitted) if run.plan.trains else Progress()
+    choice = choose(run, found, tuned, reasons)
+    return Fitted(found.fitted, found.fitted.logits(found.val), tuned, choice)
 
 
-def _probe(run: Run) -> tuple[probe.Probe, Logits]:
-    """The linear probe on cached features, and the features of val."""
-    start, data = run.start, run.data
+def probed(run: Run) -> Probed:
+    """The linear probe on cached features, and these."""
+    data = run.data
     samples = [*data.split("train"), *data.split("val")]
     began = time.perf_counter()
-    with backbones.headless(start.network.backbone, start.spec):
-        found = features.cached(
-            run.folder / "features.f32", start.network, samples, run.store.inputs, start.device, run.monitor
-        )
+    found = run.features(samples)
     run.images_per_second = len(samples) / (time.perf_counter() - began)
     n = len(data.split("train"))
     path = run.folder / "probe.npz"
@@ -56,7 +72,7 @@ def _probe(run: Run) -> tuple[probe.Probe, Logits]:
         _save_probe(path, fitted)
     accuracy, _ = judge(fitted.logits(found[n:]), run.targets("val"))
     run.monitor.say(f"linear probe: val accuracy {accuracy:.3f} (C = {fitted.c:g})")
-    return fitted, found[n:]
+    return Probed(fitted, found[:n], found[n:])
 
 
 def _save_probe(path: Path, fitted: probe.Probe) -> None:

@@ -26,16 +26,22 @@ Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Probe:
+class Linear:
     """A linear classifier on raw features: logits = features @ weight.T + bias; weight (C, D), bias (C,)."""
 
     weight: npt.NDArray[np.float32]
     bias: npt.NDArray[np.float32]
-    c: float
 
     def logits(self, features: Floats) -> npt.NDArray[np.float32]:
         """float32 (N, C) of features (N, D)."""
         return np.asarray(features @ self.weight.T + self.bias, np.float32)
+
+
+@dataclass(frozen=True)
+class Probe(Linear):
+    """The linear probe, and the C it was fitted with."""
+
+    c: float
 
 
 def class_weights(targets: Ints, classes: int) -> npt.NDArray[np.float32] | None:
@@ -51,10 +57,7 @@ def class_weights(targets: Ints, classes: int) -> npt.NDArray[np.float32] | None
 
 
 def fit(features: Floats, targets: Ints, classes: int, seed: int, monitor: Monitor = SILENT) -> Probe:
-    """Standardise, choose C by cross-validation, fit, fold: (N, D) and int64 (N,) -> Probe.
-
-    Every class must occur. The fold is exact algebra: with z = (x - m) / s, W z + b = (W/s) x + (b - W (m/s)).
-    """
+    """Standardise, choose C by cross-validation, fit, fold: (N, D) and int64 (N,) -> Probe. Every class must occur."""
     # L-BFGS is many small products: BLAS threads that wait for each other made it 50 times slower on a busy machine.
     with threadpool_limits(1 if features.size < THREADED_FROM else None, "blas"):
         return _fit(features, targets, classes, seed, monitor)
@@ -66,19 +69,37 @@ def _fit(features: Floats, targets: Ints, classes: int, seed: int, monitor: Moni
     scaled = scaler.transform(features)
     c = _choose(scaled, targets, weights, seed, monitor)
     weight, bias = _regress(scaled, targets, c, weights, iterations=1000)
-    scale, mean = scaler.scale_.astype(np.float64), scaler.mean_.astype(np.float64)
-    folded = weight.astype(np.float64) / scale
-    return Probe(folded.astype(np.float32), (bias - folded @ mean).astype(np.float32), c)
+    return Probe(*folded(weight, bias, scaler), c)
+
+
+def folded(
+    weight: Floats, bias: Floats, scaler: StandardScaler
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Weight (C, D) and bias (C,) on standardised features as those on raw ones.
+
+    Exact algebra: with z = (x - m) / s, W z + b = (W/s) x + (b - W (m/s)).
+    """
+    raw = weight.astype(np.float64) / scaler.scale_.astype(np.float64)
+    return raw.astype(np.float32), (bias - raw @ scaler.mean_.astype(np.float64)).astype(np.float32)
+
+
+def folds_of(targets: Ints, seed: int, at_most: int) -> tuple[Ints, Ints]:
+    """Stratified folds of up to `at_most` images: their places in a seeded order, and each one's fold.
+
+    A class with a single image there is always fitted on and never held out: its fold is -1.
+    """
+    order = np.random.default_rng(seed).permutation(len(targets))[:at_most]
+    fold = np.full(len(order), -1, np.int64)
+    for target in np.unique(targets[order]):
+        members = np.flatnonzero(targets[order] == target)
+        if len(members) > 1:
+            fold[members] = np.arange(len(members)) % FOLDS
+    return order, fold
 
 
 def _choose(scaled: Floats, targets: Ints, weights: Floats | None, seed: int, monitor: Monitor) -> float:
     """The C with the best accuracy over stratified folds; of equals the smallest."""
-    rng = np.random.default_rng(seed)
-    order = rng.permutation(len(targets))[:CV_IMAGES]
-    fold = np.empty(len(order), np.int64)
-    for target in np.unique(targets[order]):
-        members = np.flatnonzero(targets[order] == target)
-        fold[members] = np.arange(len(members)) % FOLDS
+    order, fold = folds_of(targets, seed, CV_IMAGES)
     smallest = np.bincount(targets[order])[np.unique(targets[order])].min()
     if smallest < FOLDS:
         return DEFAULT
@@ -95,13 +116,17 @@ def _choose(scaled: Floats, targets: Ints, weights: Floats | None, seed: int, mo
 def _regress(
     scaled: Floats, targets: Ints, c: float, weights: Floats | None, iterations: int
 ) -> tuple[Floats, npt.NDArray[np.float64]]:
-    """Softmax regression: weight (C, D), bias (C,). sklearn's two-class form is spread over two rows."""
+    """Softmax regression: weight (C, D), bias (C,)."""
     per_class = None if weights is None else {i: float(w) for i, w in enumerate(weights)}
     model = LogisticRegression(C=c, max_iter=iterations, tol=1e-3, class_weight=per_class)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # a cut-short fit of a poor C is no news
         model.fit(scaled, targets)
-    weight, bias = model.coef_, model.intercept_.astype(np.float64)
+    return two_rows(model.coef_, model.intercept_)
+
+
+def two_rows(weight: Floats, bias: Floats) -> tuple[Floats, npt.NDArray[np.float64]]:
+    """weight (C, D) and bias (C,) of scikit-learn's; its one row for two classes is spread over both."""
     if len(weight) == 1:
-        weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
-    return weight, bias
+        return np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]).astype(np.float64) / 2
+    return weight, bias.astype(np.float64)

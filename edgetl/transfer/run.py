@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,22 +11,39 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from edgetl.images import Dataset
+from edgetl.images import Dataset, Sample
 from edgetl.measure.score import metrics
 from edgetl.monitor import Monitor
 from edgetl.transfer import backbones, features
 from edgetl.transfer.options import FinetuneOptions
 from edgetl.transfer.pixels import PixelStore
 from edgetl.transfer.prepare import Start
-from edgetl.transfer.probe import Probe
+from edgetl.transfer.probe import Linear, Probe
 
 Logits = npt.NDArray[np.float32]
 State = dict[str, torch.Tensor]
 
 
+@dataclass(frozen=True)
+class Probed:
+    """The linear probe and the features it was fitted on, float32 (N, D), in the order of the splits."""
+
+    fitted: Probe
+    train: Logits
+    val: Logits
+
+
+@dataclass(frozen=True)
+class Known:
+    """Features of the frozen backbone, float32 (N, D), that divisions of the same images share; rows by digest."""
+
+    values: Logits
+    rows: Mapping[str, int]
+
+
 @dataclass
 class Run:
-    """What the phases share."""
+    """What the phases share. `plan` is the strategy that is carried out: auto's pick once it has picked."""
 
     data: Dataset
     start: Start
@@ -35,6 +53,10 @@ class Run:
     monitor: Monitor
     images_per_second: float = 0.0
     before: State | None = None  # the backbone's state before training
+    known: Known | None = None  # where several divisions of the same images are fitted
+
+    def __post_init__(self) -> None:
+        self.plan = self.options.plan
 
     def targets(self, split: str) -> npt.NDArray[np.int64]:
         """The classes of a split's images, int64 (N,)."""
@@ -44,12 +66,24 @@ class Run:
         """METRICS of cli.md for the logits (N, C) of a split."""
         return metrics(logits, self.targets(split), self.data.labels)
 
+    def features(self, samples: Sequence[Sample]) -> Logits:
+        """What the frozen backbone makes of the samples, float32 (N, D): read where known, else kept in `folder`."""
+        if self.known is not None:
+            return self.known.values[[self.known.rows[s.digest] for s in samples]]
+        return self.headless(self.folder / "features.f32", samples)
+
+    def headless(self, file: Path, samples: Sequence[Sample]) -> Logits:
+        """The same by the network, from `file` as far as a killed run came."""
+        network, spec, device = self.start.network, self.start.spec, self.start.device
+        with backbones.headless(network.backbone, spec):
+            return features.cached(file, network, samples, self.store.inputs, device, self.monitor)
+
     def logits(self, split: str) -> Logits:
         """The network's answers, in the order of the split."""
         network, device = self.start.network, self.start.device
         return features.forward(network, self.data.split(split), self.store.inputs, device, split, self.monitor)
 
-    def fold(self, fitted: Probe) -> None:
+    def fold(self, fitted: Linear) -> None:
         """Write a linear classifier of the features into the head."""
         network, spec = self.start.network, self.start.spec
         backbones.set_head(network.backbone, spec, torch.from_numpy(fitted.weight), torch.from_numpy(fitted.bias))

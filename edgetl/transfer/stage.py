@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 WORK = "finetune"
 # Of finetune's object, in cli.md's order (the manifest sorts its keys).
 FIELDS = (
-    *("bundle", "backbone", "strategy", "chosen", "labels", "n", "best_epoch", "val", "test"),
+    *("bundle", "backbone", "strategy", "chosen", "selection", "labels", "n", "best_epoch", "val", "test"),
     *("linear_probe", "near_duplicates", "confidence", "folds", "label_budget", "seconds", "images_per_second"),
 )
 

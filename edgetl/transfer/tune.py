@@ -7,13 +7,15 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from edgetl.bundle import atomic_json, read_json
-from edgetl.images import Sample, rank_of
-from edgetl.transfer import backbones, features, logs, probe
+from edgetl.images import Sample, draw_balanced, rank_of
+from edgetl.transfer import backbones, distil, features, keep, logs, probe
 from edgetl.transfer.augment import Views
-from edgetl.transfer.recipe import recipe_for
+from edgetl.transfer.recipe import Recipe, recipe_for
 from edgetl.transfer.run import Run
+from edgetl.transfer.step import ExtraLoss, Unlabelled
 from edgetl.transfer.train import DTYPES, Progress, Setting, Trainer, faster_dtype
 
 FLIP_TEST_IMAGES = 512
@@ -25,22 +27,47 @@ def train(run: Run, fitted: probe.Probe) -> Progress:
     network, spec = start.network, start.spec
     run.before = {k: v.detach().clone() for k, v in backbones.deployed_state(network.backbone, spec).items()}
     train = data.split("train")
-    recipe = recipe_for(options, len(train))
-    decisions = _decisions(run, fitted, recipe.batch)
-    if options.plan.from_probe:
+    recipe = recipe_for(options, len(train), run.plan)
+    decisions = _decisions(run, fitted, recipe)
+    if run.plan.from_probe:
         run.fold(fitted)
+    views = Views(run.store.image, start.preprocess, options.seed, decisions["flips"])
+    unlabelled = distil.unlabelled_for(run) if start.teacher else ()
     setting = Setting(
         train=train,
         val=data.split("val"),
-        views=Views(run.store.image, start.preprocess, options.seed, decisions["flips"]),
+        views=views,
         inputs=run.store.inputs,
         weights=probe.class_weights(run.targets("train"), len(data.labels)),
         device=start.device,
         amp=DTYPES[decisions["amp"]],
         seed=options.seed,
         monitor=run.monitor,
+        extras=_extras(run, fitted, unlabelled),
+        unlabelled=Unlabelled(unlabelled, views) if unlabelled else None,
     )
     trainer = Trainer(network, spec, recipe, setting, run.folder / "state.pt")
+    progress = _logged(run, trainer)
+    for extra in setting.extras:
+        extra.close()
+    backbones.drop_auxiliary(network.backbone, spec)  # they have done their part
+    took = sum(line["seconds"] for line in progress.history)
+    run.images_per_second = len(train) * len(progress.history) / took
+    return progress
+
+
+def _extras(run: Run, fitted: probe.Probe, unlabelled: Sequence[Sample]) -> list[ExtraLoss]:
+    """What --keep and --teacher add to the loss."""
+    start, train = run.start, run.data.split("train")
+    drawn = draw_balanced(train, keep.ATTENTION_IMAGES, run.options.seed) if run.options.keep == "delta" else train[:1]
+    images = features.to_device(run.store.inputs(drawn), start.device)
+    targets = torch.tensor([s.target for s in drawn], device=start.device)
+    extras = keep.penalties(run.options.keep, start.network, start.spec, fitted, images, targets)
+    return [*extras, distil.distillation(run, unlabelled)] if start.teacher else extras
+
+
+def _logged(run: Run, trainer: Trainer) -> Progress:
+    """Train to the end, from where a killed run left off, with a line an epoch."""
     log = logs.EpochLog(run.folder, trainer.restore().history)
 
     def on_epoch(line: dict[str, Any]) -> None:
@@ -50,27 +77,17 @@ def train(run: Run, fitted: probe.Probe) -> Progress:
 
     progress = trainer.run(on_epoch)
     log.close()
-    backbones.drop_auxiliary(network.backbone, spec)  # they have done their part
-    took = sum(line["seconds"] for line in progress.history)
-    run.images_per_second = len(train) * len(progress.history) / took
     return progress
 
 
-def _decisions(run: Run, fitted: probe.Probe, batch: int) -> dict[str, Any]:
+def _decisions(run: Run, fitted: probe.Probe, recipe: Recipe) -> dict[str, Any]:
     """Which precision trains faster and whether mirror images mean the same; noted, so that --resume agrees."""
     path = run.folder / "decisions.json"
     if path.is_file():
         return read_json(path, "training state")
     start, options = run.start, run.options
-    images = run.store.inputs(run.data.split("train")[: min(batch, 16)])
-    amp = faster_dtype(
-        start.network,
-        start.spec,
-        recipe_for(options, len(run.data.split("train"))),
-        images,
-        start.device,
-        options.amp,
-    )
+    images = run.store.inputs(run.data.split("train")[: min(recipe.batch, 16)])
+    amp = faster_dtype(start.network, start.spec, recipe, images, start.device, options.amp)
     decided = {"amp": amp, "flips": _flips(run, fitted)}
     atomic_json(path, decided)
     return decided

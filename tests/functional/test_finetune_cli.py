@@ -136,7 +136,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(tmp_path: Path, folder: Path) 
         ([folder, "--backbone", "smallnet", "--weights", tmp_path / "evil.pth"], "nothing in it was run"),
         ([folder, "--backbone", "smallnet", "--weights", tmp_path / "other.pth"], "unexpected"),
         ([folder, "--backbone", "inception_v3", "--image-size", "32", "--weights", "none"], "at least 75"),
-        ([folder, "--strategy", "gradual"], "lp-ft"),
+        ([folder, "--strategy", "gradually"], "lp-ft"),
     ]
     for arguments, hint in cases:
         done = runner.invoke(app, ["finetune", *map(str, arguments), "--to", str(tmp_path / "b"), "--json"])
@@ -148,7 +148,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(tmp_path: Path, folder: Path) 
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize("option", ["--adapt", "--teacher", "--folds", "--keep", "--label-budget"])
+@pytest.mark.parametrize("option", ["--adapt", "--folds", "--label-budget"])
 def test_options_of_later_versions_are_refused(tmp_path: Path, folder: Path, option: str) -> None:
     done = runner.invoke(app, ["finetune", str(folder), "--to", str(tmp_path / "b"), option, "1"])
     assert done.exit_code == 2

@@ -21,7 +21,7 @@ METRICS = {
     *("confusion", "n"),
 }
 RESULT = {
-    *("bundle", "backbone", "strategy", "chosen", "labels", "n", "best_epoch", "val", "test"),
+    *("bundle", "backbone", "strategy", "chosen", "selection", "labels", "n", "best_epoch", "val", "test"),
     *("linear_probe", "near_duplicates", "confidence", "seconds", "images_per_second"),
 }
 BASE: dict[str, Any] = {"backbone": "smallnet", "image_size": 16, "epochs": 2, "batch_size": 8, "amp": "off"}
@@ -45,7 +45,7 @@ def _run(folder: Path, to: Path, monitor: Monitor | None = None, **options: Any)
     return finetune(read_data(str(folder), ReadOptions()), to, FinetuneOptions(**merged), monitor or Monitor())
 
 
-@pytest.mark.parametrize("strategy", ["lp-ft", "linear-probe", "full", "scratch"])
+@pytest.mark.parametrize("strategy", ["lp-ft", "linear-probe", "features", "gradual", "full", "scratch", "auto"])
 def test_each_strategy_makes_a_whole_bundle(tmp_path: Path, folder: Path, source: Path, strategy: str) -> None:
     weights = "none" if strategy == "scratch" else str(source)
     result = _run(folder, tmp_path / "b", strategy=strategy, weights=weights)
@@ -53,11 +53,15 @@ def test_each_strategy_makes_a_whole_bundle(tmp_path: Path, folder: Path, source
     assert set(result) == RESULT
     assert set(result["val"]) == set(result["test"]) == set(result["linear_probe"]) == METRICS
     assert result["strategy"] == strategy
-    assert result["chosen"] in ({strategy} if strategy == "scratch" else {strategy, "linear-probe"})
+    allowed = {"scratch": {"scratch"}, "auto": {"linear-probe", "features", "lp-ft", "wise-ft"}}
+    frozen = strategy in ("linear-probe", "features")
+    averaged = set() if frozen else {"wise-ft"}
+    assert result["chosen"] in allowed.get(strategy, {strategy, "linear-probe"} | averaged)
+    assert result["val"]["accuracy"] >= result["linear_probe"]["accuracy"] or strategy == "scratch"
     assert all(check.ok for check in bundle.check_files())
     assert not work_dir(tmp_path / "b").exists()
     assert json.loads(json.dumps(result)) == result
-    trained = strategy != "linear-probe"
+    trained = not frozen
     assert (bundle.path / "runs" / "finetune.jsonl").exists() == trained
     assert any(bundle.path.glob("runs/tensorboard/1/events*")) == trained
 
