@@ -12,7 +12,7 @@ from edgetl.images.dataset import (
 )
 from edgetl.images.decode import EXTENSIONS, decode, fitted, read_bytes, resized, to_batch, to_input
 from edgetl.images.read import read_data
-from edgetl.images.stream import Batch, prefetched, read_sample, stream
+from edgetl.images.stream import Batch, cores, loaded_ahead, prefetched, read_sample, stream
 
 __all__ = [
     "EXTENSIONS",
@@ -21,9 +21,11 @@ __all__ = [
     "Dataset",
     "ReadOptions",
     "Sample",
+    "cores",
     "decode",
     "draw_balanced",
     "fitted",
+    "loaded_ahead",
     "prefetched",
     "rank_of",
     "read_bytes",

@@ -5,8 +5,23 @@ from __future__ import annotations
 import os
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Callable, Deque, Iterator, List, NamedTuple, Optional, Sequence, Tuple, TypeVar
+from typing import (
+    TYPE_CHECKING,
+    Callable,
+    Deque,
+    Generator,
+    Iterable,
+    Iterator,
+    List,
+    NamedTuple,
+    Optional,
+    Sequence,
+    Tuple,
+    TypeVar,
+)
 
 import numpy as np
 
@@ -20,7 +35,10 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 
+A = TypeVar("A")
 T = TypeVar("T")
+_PIECE = 4  # items a job of `loaded_ahead`: enough to hide the cost of a future, few enough to use all cores
+_MOST_WORKERS = 32  # beyond it Python's lock is the limit, not the cores
 
 
 class Batch(NamedTuple):
@@ -75,19 +93,56 @@ def prefetched(
     Results come in the order of `items`, and an error of `load` where its item would have come; leaving
     early (or Ctrl-C) ends the threads.
     """
-    chunks = [items[i : i + batch_size] for i in range(0, len(items), batch_size)]
-    pool = ThreadPoolExecutor(max_workers=workers or min(8, os.cpu_count() or 1))
-    pending: Deque[List[Future[T]]] = deque()
+    chunks = (items[i : i + batch_size] for i in range(0, len(items), batch_size))
+    return _ahead(((chunk, [partial(load, item) for item in chunk]) for chunk in chunks), workers)
+
+
+def loaded_ahead(
+    batches: Iterable[Sequence[A]],
+    load: Callable[[Sequence[A]], npt.NDArray[np.uint8]],
+    workers: Optional[int] = None,
+    initializer: Optional[Callable[[], None]] = None,
+) -> Generator[Tuple[Sequence[A], npt.NDArray[np.uint8]], None, None]:
+    """(batch, load(batch)) while threads load pieces of the next two batches; `load` gives a row for each item.
+
+    `initializer` is called in each thread before its first piece. Errors and early leaving as in `prefetched`.
+    """
+    jobs = ((batch, [partial(load, batch[i : i + _PIECE]) for i in range(0, len(batch), _PIECE)]) for batch in batches)
+    for batch, parts in _ahead(jobs, workers, initializer):
+        yield batch, parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def cores() -> int:
+    """Cores that this process may use: its share, where torchrun started several on this machine."""
+    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, there // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def _ahead(
+    batches: Iterable[Tuple[Sequence[A], Sequence[Callable[[], T]]]],
+    workers: Optional[int],
+    initializer: Optional[Callable[[], None]] = None,
+) -> Iterator[Tuple[Sequence[A], List[T]]]:
+    """(batch, what its jobs returned) in order, with the jobs of the next two batches at work in threads."""
+    waiting = iter(batches)
+    pool = ThreadPoolExecutor(workers or min(_MOST_WORKERS, cores()), "edgetl-load", initializer or _nothing)
+    pending: Deque[Tuple[Sequence[A], List[Future[T]]]] = deque()
     try:
-        for chunk in chunks[:2]:
-            pending.append([pool.submit(load, item) for item in chunk])
-        for index, chunk in enumerate(chunks):
-            ready = [future.result() for future in pending.popleft()]
-            if index + 2 < len(chunks):
-                pending.append([pool.submit(load, item) for item in chunks[index + 2]])
-            yield chunk, ready
+        for batch, jobs in islice(waiting, 2):
+            pending.append((batch, [pool.submit(job) for job in jobs]))
+        while pending:
+            done, futures = pending[0]
+            ready = [future.result() for future in futures]
+            pending.popleft()
+            for batch, jobs in islice(waiting, 1):
+                pending.append((batch, [pool.submit(job) for job in jobs]))
+            yield done, ready
     finally:
-        for futures in pending:
+        for _, futures in pending:
             for future in futures:
                 future.cancel()
         pool.shutdown(wait=True)
+
+
+def _nothing() -> None:
+    pass

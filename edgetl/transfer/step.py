@@ -69,25 +69,21 @@ class Unlabelled:
     samples: Sequence[Sample]
     views: MakesViews
 
-    def batches(self, seed: int, number: int, size: int) -> Iterator[tuple[list[Sample], npt.NDArray[np.uint8]]]:
-        """The images and views (uint8 (size, S, S, 3)) of step `number` of the run and all that follow, without end.
+    def batches(self, seed: int, number: int, size: int) -> Iterator[list[tuple[Sample, int]]]:
+        """(image, pass over the images) for step `number` of the run and all that follow, `size` each, without end.
 
-        Every pass over the images has an order and views of its own, and what step takes which image is a function
-        of (seed, number): a resumed run goes on with the images that are next.
+        Every pass has an order and views of its own, and what step takes which image is a function of (seed, number):
+        a resumed run goes on with the images that are next.
         """
         lap, place = divmod(number * size, len(self.samples))
         order = epoch_order(self.samples, seed, lap + 1)
         while True:
-            samples: list[Sample] = []
-            parts: list[npt.NDArray[np.uint8]] = []
-            left = size
-            while left:
+            batch: list[tuple[Sample, int]] = []
+            while len(batch) < size:
                 if place == len(order):
                     lap, place = lap + 1, 0
                     order = epoch_order(self.samples, seed, lap + 1)
-                taken = order[place : place + left]
-                samples += taken
-                parts.append(self.views(taken, lap + 1))
+                taken = order[place : place + size - len(batch)]
+                batch += [(sample, lap + 1) for sample in taken]
                 place += len(taken)
-                left -= len(taken)
-            yield samples, np.concatenate(parts)
+            yield batch

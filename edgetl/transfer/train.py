@@ -10,6 +10,7 @@ import copy
 import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,15 +22,17 @@ from torch import nn
 from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel
 
-from edgetl.errors import DiskError, StageError, disk_errors
+from edgetl.errors import DiskError, InputError, StageError, disk_errors
 from edgetl.images import Sample
 from edgetl.monitor import SILENT, Monitor
 from edgetl.transfer import backbones
 from edgetl.transfer import recipe as recipes
 from edgetl.transfer.augment import Views, epoch_order, stream_seed
 from edgetl.transfer.backbones import BackboneRow
-from edgetl.transfer.features import Floats, Inputs, Pixels, forward, to_device
+from edgetl.transfer.features import Floats, Inputs, forward, to_device
+from edgetl.transfer.feed import Feed, Portion, in_batches
 from edgetl.transfer.network import Deployed
+from edgetl.transfer.processes import ALONE, Group
 from edgetl.transfer.recipe import Recipe
 from edgetl.transfer.step import ExtraLoss, Step, Unlabelled
 
@@ -68,6 +71,19 @@ class Setting:
     monitor: Monitor = SILENT
     extras: Sequence[ExtraLoss] = ()  # added to the cross-entropy
     unlabelled: Unlabelled | None = None  # for the extra losses
+    group: Group = ALONE
+
+
+class _Outputs(nn.Module):
+    """The network, called for what training wants of it."""
+
+    def __init__(self, network: Deployed) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Logits, then those of auxiliary classifiers."""
+        return self.network.outputs(images)
 
 
 class Trainer:
@@ -75,7 +91,10 @@ class Trainer:
 
     def __init__(self, model: Deployed, spec: BackboneRow, recipe: Recipe, setting: Setting, state_file: Path) -> None:
         self.model, self.spec, self.recipe, self.setting = model, spec, recipe, setting
-        self.per_epoch = -(-len(setting.train) // recipe.batch)
+        if recipe.batch < setting.group.size:
+            value = f"{recipe.batch} images a step, {setting.group.size} processes"
+            raise InputError("every process wants an image of each step", value, "start fewer, or raise --batch-size")
+        self.per_epoch = len(in_batches(setting.train, recipe.batch))
         self.steps = self.per_epoch * recipe.epochs
         self.extras = nn.ModuleList(setting.extras).to(setting.device)
         groups = recipes.parameter_groups(model.backbone, spec, recipe)
@@ -86,6 +105,9 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(setting.device.type, enabled=setting.amp is torch.float16)
         self.progress = Progress()
         self._file = state_file
+        self._feed = Feed(setting.views, setting.unlabelled, setting.seed, recipe.batch, setting.group)
+        self._forward: nn.Module = _Outputs(model)
+        self._trainable: list[int] = []
         weights = setting.weights
         self._weights = None if weights is None else torch.from_numpy(weights).to(setting.device)
 
@@ -106,26 +128,23 @@ class Trainer:
         return self.progress
 
     def _epoch(self, number: int) -> Epoch:
-        recipe, setting = self.recipe, self.setting
+        recipe, setting, group = self.recipe, self.setting, self.setting.group
         _reseed(stream_seed(setting.seed, "dropout", number))
         recipes.set_mode(self.model.backbone, self.spec, recipe.open_stages(number), recipe.freeze_statistics)
-        self.extras.train()
+        self._wrap()
         order = epoch_order(setting.train, setting.seed, number)
-        first = (number - 1) * self.per_epoch
-        others = setting.unlabelled.batches(setting.seed, first, recipe.batch) if setting.unlabelled else None
+        batches = in_batches(order, recipe.batch)
         started, total = time.perf_counter(), 0.0
-        for index in range(self.per_epoch):
-            batch = order[index * recipe.batch : (index + 1) * recipe.batch]
-            extra = None if others is None else next(others)
-            if len(batch) == 1 and self.per_epoch > 1:
-                continue  # BatchNorm in training has no variance of one image
-            total += self._step(batch, extra, number, first + index) * len(batch)
-            setting.monitor.progress(f"epoch {number} of {recipe.epochs}", index + 1, self.per_epoch)
+        first = (number - 1) * self.per_epoch
+        with closing(self._feed.epoch(batches, number, first)) as portions:
+            for index, portion in enumerate(portions):
+                total += self._step(portion, number, first + index) * len(portion.batch)
+                setting.monitor.progress(f"epoch {number} of {recipe.epochs}", index + 1, self.per_epoch)
+        total = sum(group.gathered(total)) / group.size
         seconds = time.perf_counter() - started
         if not np.isfinite(total):
             raise StageError("the training diverged: its loss is not a number", f"epoch {number}", "use a lower --lr")
-        logits = forward(self._averaged, setting.val, setting.inputs, setting.device, "validate", setting.monitor)
-        accuracy, loss = judge(logits, np.array([s.target for s in setting.val]))
+        accuracy, loss = self._validate()
         return {
             "epoch": number,
             "train_loss": total / len(order),
@@ -136,31 +155,37 @@ class Trainer:
             "images_per_second": len(order) / seconds,
         }
 
+    def _wrap(self) -> None:
+        """(Re)connect the processes: what is summed over them are the gradients of what trains now."""
+        trainable = [id(p) for p in self.model.parameters() if p.requires_grad]
+        if trainable != self._trainable:
+            self._forward = self.setting.group.wrapped(_Outputs(self.model))
+            self._trainable = trainable
+        self.extras.train()
+
+    def _validate(self) -> tuple[float, float]:
+        setting = self.setting
+        what = (setting.inputs, setting.device, "validate", setting.monitor)
+        logits = forward(self._averaged, setting.val, *what, group=setting.group)
+        return judge(logits, np.array([s.target for s in setting.val]))
+
     @property
     def _averaged(self) -> Deployed:
         network = self.average.module
         assert isinstance(network, Deployed)
         return network
 
-    def _step(self, batch: Sequence[Sample], extra: tuple[list[Sample], Pixels] | None, epoch: int, step: int) -> float:
-        setting, recipe = self.setting, self.recipe
-        factor = recipes.schedule(step, self.steps, recipe.warm_up)
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["peak"] * factor
-        images = to_device(setting.views(batch, epoch), setting.device)
-        targets = torch.tensor([s.target for s in batch], device=setting.device)
-        with torch.autocast(setting.device.type, dtype=setting.amp, enabled=setting.amp is not None):
-            unlabelled = None if extra is None else to_device(extra[1], setting.device)
-            both = self.model.outputs(images if unlabelled is None else torch.cat([images, unlabelled]))
-        outputs, others = (tuple(o[part].float() for o in both) for part in _parts(len(batch)))
-        loss = self._loss(outputs, targets)
-        if self.extras:
-            drawn = [] if extra is None else extra[0]
-            place = (epoch, step, step / self.steps)
-            seen = Step(self.model, batch, images, targets, outputs, unlabelled, others, drawn, *place)
-            loss = sum((loss_of(seen) for loss_of in self.extras), start=loss)
+    def _step(self, portion: Portion, epoch: int, number: int) -> float:
+        """One step; returns this process's part of the batch's loss, scaled so that the parts' mean is the loss."""
+        recipe, group = self.recipe, self.setting.group
+        factor = recipes.schedule(number, self.steps, recipe.warm_up)
+        for parameters in self.optimizer.param_groups:
+            parameters["lr"] = parameters["peak"] * factor
+        with group.whole_batch(*portion.rows()):
+            loss = self._losses(portion, epoch, number)
         self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        group.backward(self.scaler.scale(loss))
+        group.average_gradients(self.extras.parameters())
         self.scaler.unscale_(self.optimizer)
         nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip)
         self.scaler.step(self.optimizer)
@@ -168,10 +193,38 @@ class Trainer:
         self.average.update_parameters(self.model)
         return float(loss.detach())
 
-    def _loss(self, outputs: Sequence[torch.Tensor], targets: torch.Tensor) -> torch.Tensor:
-        """Cross-entropy of the logits, plus that of the auxiliary classifiers with the weight of their row."""
+    def _losses(self, portion: Portion, epoch: int, number: int) -> torch.Tensor:
+        """Cross-entropy and extra losses of a portion; the processes' mean is the loss of the whole batch."""
+        setting, device = self.setting, self.setting.device
+        images, extra = to_device(portion.pixels, device), portion.unlabelled
+        unlabelled = None if extra is None else to_device(extra, device)
+        with torch.autocast(device.type, dtype=setting.amp, enabled=setting.amp is not None):
+            both = self._forward(images if unlabelled is None else torch.cat([images, unlabelled]))
+        # An image that does not count has its row, for the graph's sake, and weighs nothing.
+        count, passed = len(portion.samples) if portion.counts else 0, len(portion.samples)
+        outputs = tuple(o[:count].float() for o in both)
+        targets = torch.tensor([s.target for s in portion.samples[:count]], dtype=torch.int64, device=device)
+        loss = self._loss(outputs, targets, portion.batch) * setting.group.size
+        if self.extras and count:
+            share = count * setting.group.size / len(portion.batch)
+            labelled = (portion.samples, images, targets, outputs)
+            others = (unlabelled, tuple(o[passed:].float() for o in both), portion.unlabelled_samples)
+            seen = Step(self.model, *labelled, *others, epoch, number, number / self.steps)
+            loss = sum((share * loss_of(seen) for loss_of in self.extras), start=loss)
+        return loss
+
+    def _loss(self, outputs: Sequence[torch.Tensor], targets: torch.Tensor, batch: Sequence[Sample]) -> torch.Tensor:
+        """Cross-entropy summed over `targets` and divided by the weight of the whole `batch`.
+
+        That of auxiliary classifiers comes in with the weight of their row.
+        """
+        weights = self._weights
+        mass = len(batch) if weights is None else weights[[s.target for s in batch]].sum()
         main, *auxiliary = (
-            functional.cross_entropy(logits, targets, weight=self._weights, label_smoothing=self.recipe.smoothing)
+            functional.cross_entropy(
+                logits, targets, weight=weights, reduction="sum", label_smoothing=self.recipe.smoothing
+            )
+            / mass
             for logits in outputs
         )
         return sum((self.spec.auxiliary_weight * loss for loss in auxiliary), start=main)
@@ -186,6 +239,8 @@ class Trainer:
                     old.copy_(new)
 
     def _save(self) -> None:
+        if self.setting.group.rank:
+            return  # all processes hold the same
         state = {
             "progress": vars(self.progress),
             "model": self.model.state_dict(),
@@ -263,10 +318,6 @@ def _time(model: Deployed, pixels: npt.NDArray[np.uint8], device: torch.device, 
             torch.cuda.synchronize(device)
         took.append(time.perf_counter() - started)
     return min(took[1:])
-
-
-def _parts(labelled: int) -> tuple[slice, slice]:
-    return slice(labelled), slice(labelled, None)
 
 
 def _reseed(seed: int) -> None:

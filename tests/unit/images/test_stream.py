@@ -10,7 +10,17 @@ import numpy as np
 import pytest
 
 from edgetl.errors import CorruptImage, DataError
-from edgetl.images import ReadOptions, Sample, prefetched, read_data, read_sample, stream, to_input
+from edgetl.images import (
+    ReadOptions,
+    Sample,
+    cores,
+    loaded_ahead,
+    prefetched,
+    read_data,
+    read_sample,
+    stream,
+    to_input,
+)
 from edgetl.spec import Preprocess
 
 SPEC = Preprocess(16, 20)
@@ -105,3 +115,56 @@ def test_a_corrupt_image_is_named_with_its_whole_path(make_folder):
     data = read_data(str(root), ALL)
     with pytest.raises(CorruptImage, match=r"not an image: .*photos/left/bad\.jpg"):
         list(stream(data.root, data.all(), SPEC, 4))
+
+
+@pytest.mark.parametrize("sizes", [[10, 10, 3], [1], [5, 1, 9, 4], []])
+def test_batches_loaded_in_pieces_are_whole_and_in_order(sizes: list[int]) -> None:
+    every = items(sum(sizes))
+    batches = [every[sum(sizes[:i]) : sum(sizes[: i + 1])] for i in range(len(sizes))]
+    threads = set()
+
+    def load(chunk):
+        threads.add(threading.current_thread().name)
+        time.sleep(0.001 * (5 - len(chunk)))
+        return np.array([int(s.path) for s in chunk])
+
+    found = list(loaded_ahead(batches, load, 4))
+    assert [batch for batch, _ in found] == batches
+    assert [row for _, rows in found for row in rows] == list(range(len(every)))
+    assert threading.current_thread().name not in threads
+
+
+def test_an_endless_stream_of_batches_is_taken_two_ahead_only():
+    taken = 0
+
+    def endless():
+        nonlocal taken
+        while True:
+            taken += 1
+            yield items(3)
+
+    stream = loaded_ahead(endless(), lambda chunk: np.zeros(len(chunk)), 2)
+    for handed in range(1, 6):
+        next(stream)
+        assert taken <= handed + 2
+    stream.close()
+
+
+def test_each_loading_thread_is_prepared_first():
+    ready = threading.local()
+
+    def load(chunk):
+        assert ready.yes
+        return np.zeros(len(chunk))
+
+    assert len(list(loaded_ahead([items(9)], load, 3, lambda: setattr(ready, "yes", True)))) == 1
+
+
+def test_torchruns_processes_share_the_cores(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(6)))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert cores() == 1
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert cores() == 3
+    monkeypatch.delenv("LOCAL_WORLD_SIZE")
+    assert cores() == 6

@@ -1,12 +1,16 @@
+from concurrent.futures import ThreadPoolExecutor
+from random import Random
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torchvision.transforms import v2
 
 from edgetl.images import Sample
 from edgetl.spec import Fit, Preprocess
-from edgetl.transfer.augment import Views, epoch_order, stream_seed
+from edgetl.transfer.augment import CROP_SCALE, Views, _crop, epoch_order, stream_seed
 
 SAMPLES = [Sample(f"{i}.png", i % 2, f"{i:064x}") for i in range(6)]
 
@@ -67,3 +71,32 @@ def test_stream_seeds_fit_torch(seed: int, what: str, epoch: int) -> None:
     value = stream_seed(seed, what, epoch)
     assert 0 <= value < 2**63
     assert value == stream_seed(seed, what, epoch)
+
+
+def test_many_threads_draw_the_views_that_one_does() -> None:
+    views = _views()
+    expected = views(SAMPLES, 2)
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda s: views([s], 2)[0], SAMPLES * 20))
+    assert np.array_equal(np.stack(found), np.tile(expected, (20, 1, 1, 1)))
+
+
+@given(st.integers(0, 2**32), st.integers(1, 300), st.integers(1, 300))
+def test_crops_lie_in_the_image_and_keep_to_area_and_aspect(seed: int, height: int, width: int) -> None:
+    top, left, h, w = _crop(Random(seed), height, width)
+    assert 0 <= top <= top + h <= height and 0 <= left <= left + w <= width and h > 0 and w > 0
+    if min(height, width) >= 60 and 0.5 < width / height < 2:  # room for an allowed crop: only rounding is off
+        assert 0.45 <= h * w / (height * width) <= 1
+        assert 0.72 <= w / h <= 1.4
+
+
+def test_crops_are_spread_as_torchvisions_are() -> None:
+    """Mean and spread of area, aspect and place over 4,000 draws each: an independent implementation."""
+    draw, torchvisions = Random(0), v2.RandomResizedCrop(24, scale=CROP_SCALE, antialias=True)
+    torch.manual_seed(0)
+    image = torch.zeros(3, 90, 120, dtype=torch.uint8)
+    ours = np.array([_crop(draw, 90, 120) for _ in range(4000)], float)
+    drawn = [torchvisions.make_params([image]) for _ in range(4000)]
+    theirs = np.array([[p[k] for k in ("top", "left", "height", "width")] for p in drawn], float)
+    assert np.allclose(ours.mean(0), theirs.mean(0), atol=6 * theirs.std(0).max() / 4000**0.5)
+    assert np.allclose(ours.std(0), theirs.std(0), rtol=0.06)

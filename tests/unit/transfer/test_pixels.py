@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -79,3 +80,69 @@ def test_an_image_that_changed_since_it_was_hashed_is_no_corrupt_one(tmp_path: P
     (data.root / data.all()[0].path).write_bytes(b"other")
     with pytest.raises(DataError, match="changed since"):
         PixelStore(tmp_path / "w", data.root, SPEC).fill(data.all(), skip_corrupt=True)
+
+
+def test_an_image_that_was_not_decoded_before_is_when_it_is_asked_for(tmp_path: Path, data: Dataset) -> None:
+    store = PixelStore(tmp_path / "w", data.root, SPEC)
+    expected = _expected(data, SPEC)
+    assert np.array_equal(store.inputs(data.all()), expected)
+    for sample in data.all():
+        (data.root / sample.path).unlink()
+    assert np.array_equal(store.inputs(data.all()), expected), "kept, not decoded again"
+    store.close()
+
+
+def test_processes_read_what_the_others_stored(tmp_path: Path, data: Dataset) -> None:
+    stores = [PixelStore(tmp_path / "w", data.root, SPEC, process=rank, processes=2) for rank in range(2)]
+    expected = _expected(data, SPEC)
+    for rank, store in enumerate(stores):
+        store.fill(data.all()[rank::2], False)
+    for sample in data.all():
+        (data.root / sample.path).unlink()
+    for store in stores:
+        store.refresh()
+        assert np.array_equal(store.inputs(data.all()), expected)
+        store.close()
+    alone = PixelStore(tmp_path / "w", data.root, SPEC)  # --resume with another number of processes
+    assert np.array_equal(alone.inputs(data.all()), expected)
+    alone.close()
+
+
+def test_what_is_decoded_behind_is_there_and_a_corrupt_one_ends_the_next_call(
+    tmp_path: Path, make_folder: Callable[..., Path]
+) -> None:
+    folder = make_folder(n=30)
+    data = read_data(str(folder), ReadOptions())
+    store = PixelStore(tmp_path / "good", data.root, SPEC)
+    store.fill_behind(data.all())
+    store.settle()
+    assert len((tmp_path / "good" / "pixels.jsonl").read_bytes().splitlines()) == len(data.all())
+    store.close()
+    _truncate(folder / "right" / "002.png")
+    data = read_data(str(folder), ReadOptions())
+    bad = next(s for s in data.all() if s.path == "right/002.png")
+    store = PixelStore(tmp_path / "bad", data.root, SPEC)
+    store.fill_behind([s for s in data.all() if s.path.startswith("right")])
+    with pytest.raises(CorruptImage, match=r"right/002\.png"):
+        store.settle()
+    with pytest.raises(CorruptImage, match=r"right/002\.png"):
+        store.image(next(s for s in data.all() if s != bad))
+    store.close()
+
+
+def test_closing_ends_what_is_decoded_behind(tmp_path: Path, make_folder: Callable[..., Path]) -> None:
+    data = read_data(str(make_folder(n=200, size=200)), ReadOptions())
+    store = PixelStore(tmp_path / "w", data.root, SPEC)
+    store.fill_behind(data.all())
+    store.close()
+    assert len((tmp_path / "w" / "pixels.jsonl").read_bytes().splitlines()) < len(data.all())
+
+
+def test_threads_may_use_one_store_at_once(tmp_path: Path, data: Dataset) -> None:
+    store = PixelStore(tmp_path, data.root, SPEC)
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda s: store.inputs([s])[0], data.all() * 5))
+    assert np.array_equal(np.stack(found), np.tile(_expected(data, SPEC), (5, 1, 1, 1)))
+    lines = (tmp_path / "pixels.jsonl").read_bytes().splitlines()
+    assert len(lines) == len({s.digest for s in data.all()}), "each image is stored once"
+    store.close()
