@@ -46,9 +46,11 @@ def corrected(
     threads: int = 0,
     monitor: Monitor = SILENT,
     limit: int = 128,
+    base: onnx.ModelProto | None = None,
 ) -> onnx.ModelProto:
     """`source` (fp32) with biases under which `twin`, the same graph with Q/DQ pairs, keeps the channels' means.
 
+    `base` (default: `source`): whose means; where weights were rounded, the graph before that.
     Means are taken over batches of 8 of the first `limit` images, inside the graph: a layer's shift is in its
     twin's output before the next layer reads it. One pass of both graphs. A MatMul holds a shift only where a
     constant is added to it. The result is not `source`'s function in fp32: insert the same pairs into it.
@@ -59,7 +61,7 @@ def corrected(
     if not holders:
         return out
     names = [holder.node + _SHIFT for holder in holders]
-    run = session(_side_by_side(source, twin, holders), names, threads, simulate=True)
+    run = session(_side_by_side(source if base is None else base, twin, holders), names, threads, simulate=True)
     sums = [np.zeros(holder.channels) for holder in holders]
     total, done = min(limit, pixels.n), 0
     for batch in pixels.batches(0, total):
@@ -73,7 +75,7 @@ def corrected(
 
 
 def restored(source: onnx.ModelProto, plain: onnx.ModelProto, nodes: Iterable[str]) -> onnx.ModelProto:
-    """`source`, which is `corrected(plain, ...)`, with the biases of `nodes` as in `plain`.
+    """`source`, which is `plain` corrected or rounded, with the biases and weights of `nodes` as in `plain`.
 
     A layer that is left in float shifts nothing: with a correction it would.
     """
@@ -83,7 +85,10 @@ def restored(source: onnx.ModelProto, plain: onnx.ModelProto, nodes: Iterable[st
     now = {tensor.name: tensor for tensor in out.graph.initializer}
     chosen = frozenset(nodes)
     for node in before.graph.node:
-        holder = _holder(node, before.graph, constants) if node.name in chosen and node.op_type in PRODUCTS else None
+        if node.name not in chosen or node.op_type not in PRODUCTS or node.input[1] not in was:
+            continue
+        now[node.input[1]].CopyFrom(was[node.input[1]])
+        holder = _holder(node, before.graph, constants)
         if holder is None:
             continue
         if holder.bias is not None:
@@ -134,9 +139,15 @@ def _added_constant(graph: onnx.GraphProto, node: onnx.NodeProto, constants: Map
 def _side_by_side(source: onnx.ModelProto, twin: onnx.ModelProto, holders: list[_Holder]) -> onnx.ModelProto:
     """`source` and `twin` on one input; each holder's twin has its output moved onto the mean of the source's."""
     out = surgery.copy_of(source)
-    here = {tensor.name for tensor in out.graph.initializer}
-    out.graph.initializer.extend(tensor for tensor in twin.graph.initializer if tensor.name not in here)
-    fixed = {tensor.name for tensor in out.graph.initializer} | {surgery.INPUT, ""}
+    here = {tensor.name: tensor for tensor in out.graph.initializer}
+    fixed = {surgery.INPUT, ""}
+    for tensor in twin.graph.initializer:
+        if here.get(tensor.name) == tensor:
+            fixed.add(tensor.name)
+            continue
+        own = out.graph.initializer.add()
+        own.CopyFrom(tensor)
+        own.name = tensor.name + _TWIN
     held = {holder.node: holder for holder in holders}
     for node in twin.graph.node:
         copy = out.graph.node.add()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -143,13 +145,18 @@ def _tools(run: Run, start: Calibrated) -> Tools:
     return Tools(search, pixels, again, lambda best: _retrained(run, best), options.threads, run.monitor, bits)
 
 
-def _retrained(run: Run, best: Candidate) -> onnx.ModelProto | None:
-    """The float graph of `best` trained to answer as the source graph does when it is quantised; None: no better."""
+def _retrained(run: Run, best: Candidate) -> tuple[onnx.ModelProto, Mapping[str, float]] | None:
+    """The float graph of `best` trained to answer as the source graph does when it is quantised, and its ranges.
+
+    None: no better than it was. A graph for onnxruntime's kernels has other ranges than those it is trained with.
+    """
     settings = QatOptions(seed=run.options.seed, threads=run.options.threads)
+    if best.weight_bits is not None:
+        settings = replace(settings, scale_lr=0.0)
     pixels = run.decoded("training")
     found = trained(best.source, best.placement, best.ranges, run.source, pixels, settings, run.monitor)
     run.trained = found.record
-    return found.source
+    return None if found.source is None else (found.source, found.ranges)
 
 
 def _lowered(run: Run, winner: Candidate) -> onnx.ModelProto:

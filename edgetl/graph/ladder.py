@@ -1,6 +1,7 @@
 """The rescue ladder: from the plainest INT8 network to costlier ones, until one is expected to keep the contract.
 
-calibration method > bias correction > cross-layer equalisation > the most harmful layers in float > training
+calibration method > bias correction > rounded weights > cross-layer equalisation > the most harmful layers in
+float > training
 
 Every rung is measured on the search images alone. What is chosen here is judged once, on others, by the caller.
 """
@@ -31,14 +32,14 @@ _WORTH = 0.98  # a step that costs nothing at run time is kept where it takes 2 
 class Tools:
     """What the rungs work with. `calibrate`: one pass of the calibration images through another float graph.
 
-    `retrain`: the network trained with its quantisers in place, as a float graph, from the ranges so far;
+    `retrain`: the network trained with its quantisers in place, as a float graph, and the ranges that it learnt;
     None where it brought nothing. `weight_bits`: see Candidate.
     """
 
     search: Search
     calibration: Pixels
     calibrate: Callable[[onnx.ModelProto], Calibrated]
-    retrain: Callable[[Candidate], onnx.ModelProto | None]
+    retrain: Callable[[Candidate], tuple[onnx.ModelProto, Mapping[str, float]] | None]
     threads: int = 0
     monitor: Monitor = SILENT
     weight_bits: int | None = None
@@ -146,9 +147,11 @@ def _distinct(base: Candidate, method: str) -> Iterator[str]:
 
 
 def _free_rungs(climbing: _Climb, method: str) -> None:
-    """What costs the device nothing: other biases (seconds, so always), and other weights that say the same in fp32."""
+    """What costs the device nothing: other biases (seconds, so always), other weights."""
     plain = climbing.best
     _correct(climbing, climbing.best)
+    if not climbing.enough:
+        _round(climbing, plain)
     if not climbing.enough:
         _equalise(climbing, plain, method)
 
@@ -166,6 +169,8 @@ def _equalise(climbing: _Climb, plain: Candidate, method: str) -> None:
     best = min(range(len(tried)), key=lambda index: scores[index].kl)
     climbing.take(f"equalised {tried[best].method}", tried[best], scores[best], _WORTH)
     _correct(climbing, tried[best], "equalised ")
+    if not climbing.enough:
+        _round(climbing, tried[best], "equalised ")
 
 
 def _correct(climbing: _Climb, candidate: Candidate, label: str = "") -> None:
@@ -175,8 +180,17 @@ def _correct(climbing: _Climb, candidate: Candidate, label: str = "") -> None:
     )
 
 
+def _round(climbing: _Climb, candidate: Candidate, label: str = "") -> None:
+    tools = climbing.tools
+    found = candidate.rounded(tools.calibration, tools.threads, tools.monitor)
+    _correct(climbing, found, f"{label}weights rounded, ")
+
+
 def _noises(tools: Tools, best: Candidate) -> Mapping[str, LayerNoise]:
-    return local.noise(best.source, best.placement, best.ranges, tools.calibration, tools.threads, tools.monitor)
+    floats, weights = (best.source, None) if best.plain is None else (best.plain, best.source)
+    return local.noise(
+        floats, best.placement, best.ranges, tools.calibration, tools.threads, tools.monitor, weights=weights
+    )
 
 
 def _leave_out(climbing: _Climb, noises: Mapping[str, LayerNoise], label: str = "") -> None:
@@ -221,11 +235,12 @@ def _retrain(climbing: _Climb, whole: Candidate) -> bool:
     Its biases are not corrected: training saw them together with the noise, and against the trained graph's
     own float answers, which nobody asks for, a correction would lead away.
     """
-    source = climbing.tools.retrain(whole)
-    if source is None:
+    found = climbing.tools.retrain(whole)
+    if found is None:
         climbing.tools.monitor.say("training brought nothing")
         return False
-    trained = replace(whole, source=source, plain=None, steps=(*whole.steps, "trained"))
+    source, ranges = found
+    trained = replace(whole, source=source, plain=None, learnt=ranges, steps=(*whole.steps, "trained"))
     score = climbing.tools.search.measure(trained.twin(), "trained")
     kept = score.kl < _kl(climbing.whole_score)
     climbing.log("trained", score, kept)

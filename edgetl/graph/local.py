@@ -52,13 +52,18 @@ def noise(
     threads: int = 0,
     monitor: Monitor = SILENT,
     limit: int = 128,
+    weights: onnx.ModelProto | None = None,
 ) -> dict[str, LayerNoise]:
     """LayerNoise of every product of `placement`, by node name, over the first `limit` images of `pixels`.
 
-    `source`: fp32; `amax`: range of each quantised activation. Raises GraphError on NaN or inf.
+    `source`: fp32; `amax`: range of each quantised activation; `weights`: whose weights are quantised, where they
+    were rounded (default: the source's). Raises GraphError on NaN or inf.
     """
+    source = surgery.unshared(source) if weights is not None else source
     products = _products(source, placement)
     model = _beside(source, placement, amax, products)
+    if weights is not None:
+        _swap(model, placement, source, weights)
     wanted = [name + end for name in products for end in _REDUCED]
     run = session(model, wanted, threads, simulate=True)
     sums = {name: _Sums() for name in products}
@@ -126,6 +131,20 @@ def _beside(
             twin.name = twin.output[0] = node.name + _TWIN
             _reduce(out, own[node.name], weights.get(own[node.name].input[1]))
     return out
+
+
+def _swap(model: onnx.ModelProto, placement: Placement, source: onnx.ModelProto, other: onnx.ModelProto) -> None:
+    """Let the pairs in `model` read the weights of `other`, while the float products keep those of `source`."""
+    theirs = {tensor.name: tensor for tensor in other.graph.initializer}
+    nodes = {node.name: node for node in source.graph.node}
+    names = {nodes[node].input[index] for node, index in placement.weights}
+    for name in sorted(names):
+        tensor = model.graph.initializer.add()
+        tensor.CopyFrom(theirs[name])
+        tensor.name = name + _TWIN
+    for node in model.graph.node:
+        if node.op_type == "QuantizeLinear" and node.input[0] in names:
+            node.input[0] += _TWIN
 
 
 def _reduce(model: onnx.ModelProto, node: onnx.NodeProto, weight: tuple[int, ...] | None) -> None:

@@ -7,6 +7,7 @@ was adopted or equalised is trained like any other.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +22,7 @@ from edgetl.errors import GraphError
 from edgetl.graph import surgery
 from edgetl.graph.placement import Placement, Use
 from edgetl.graph.qat.ops import Attributes, Operator, attributes, operator
-from edgetl.graph.qdq import scale_of
+from edgetl.graph.qdq import LEVELS, scale_of
 
 _LOWEST, _HIGHEST = -128, 127  # what QuantizeLinear saturates at
 _WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -44,13 +45,16 @@ class GraphNetwork(nn.Module):
 
     A weight is `start + unit * change`, where only `change` is trained and starts at zero. The unit is the
     range of its output channel (for a bias that times the range of the layer's input), so a learning rate
-    means the same in every channel: training does not depend on how ranges are spread over channels.
+    means the same in every channel: training does not depend on how ranges are spread over channels. An
+    activation's scale is `start * exp(change)`, one for the tensors that share a scale.
     """
 
     def __init__(self, source: onnx.ModelProto, placement: Placement, amax: Mapping[str, float]) -> None:
         super().__init__()
         self._output = source.graph.output[0].name
-        self._scales = {tensor: float(scale_of(amax[tensor])) for tensor in placement.activations}
+        self._amax = {tensor: float(amax[tensor]) for tensor in placement.activations}
+        self._shared = _shared(placement)
+        self.widths = nn.Parameter(torch.zeros(1 + max(self._shared.values(), default=-1)))
         self._quantised = {use: tensor for tensor, uses in placement.activations.items() for use in uses}
         self._weights = dict(placement.weights)
         self._values = {t.name: _tensor(t) for t in source.graph.initializer}
@@ -86,10 +90,25 @@ class GraphNetwork(nn.Module):
             return value
         if name not in rounded:
             if use in self._quantised:
-                rounded[name] = torch.fake_quantize_per_tensor_affine(value, self._scales[name], 0, _LOWEST, _HIGHEST)
+                rounded[name] = self._activation(name, value)
             else:
                 rounded[name] = fake_quantised_weight(value, self._weights[use])
         return rounded[name]
+
+    def _activation(self, name: str, value: torch.Tensor) -> torch.Tensor:
+        if torch.is_grad_enabled() and self.widths.requires_grad and self._amax[name] > 0:
+            scale = self._amax[name] / LEVELS * self.widths[self._shared[name]].exp()
+            found: torch.Tensor = StepSize.apply(value, scale)
+            return found
+        shipped = float(scale_of(self._range(name)))
+        return torch.fake_quantize_per_tensor_affine(value, shipped, 0, _LOWEST, _HIGHEST)
+
+    def _range(self, name: str) -> float:
+        return self._amax[name] * math.exp(float(self.widths[self._shared[name]].detach()))
+
+    def ranges(self) -> dict[str, float]:
+        """tensor -> amax, as trained."""
+        return {name: self._range(name) for name in self._amax}
 
     def trained(self) -> Iterator[tuple[str, torch.Tensor]]:
         """(name, value) of each initialiser that is trained."""
@@ -104,6 +123,39 @@ class GraphNetwork(nn.Module):
             if tensor.name in new:
                 tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(new[tensor.name]), tensor.name))
         return out
+
+
+class StepSize(torch.autograd.Function):
+    """A fake quantiser whose scale learns too: Esser et al. 2020 (LSQ), equations 1 to 5.
+
+    Where a value is not clipped the scale's gradient is its rounding error in steps, where it is the level that it
+    is clipped at; divided by sqrt(values x levels), so that a step means as much in every tensor.
+    """
+
+    @staticmethod
+    def forward(context: Any, value: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        """`value` of any shape, `scale` a scalar > 0."""
+        context.save_for_backward(value, scale)
+        return torch.fake_quantize_per_tensor_affine(value, float(scale), 0, _LOWEST, _HIGHEST)
+
+    @staticmethod
+    def backward(context: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of the value, straight through where it is not clipped; of the scale."""
+        value, scale = context.saved_tensors
+        steps = value / scale
+        levels = steps.round().clamp_(_LOWEST, _HIGHEST)
+        inside = (steps > _LOWEST - 0.5) & (steps < _HIGHEST + 0.5)
+        of_scale = (gradient * torch.where(inside, levels - steps, levels)).sum()
+        return gradient * inside, of_scale / math.sqrt(value.numel() // len(value) * LEVELS)
+
+
+def _shared(placement: Placement) -> dict[str, int]:
+    """tensor -> which of the scales that learn is its own; the tensors of a group have one."""
+    found: dict[str, int] = {}
+    for index, tensors in enumerate([*placement.groups, *((tensor,) for tensor in placement.activations)]):
+        for tensor in tensors:
+            found.setdefault(tensor, index)
+    return found
 
 
 def fake_quantised_weight(weight: torch.Tensor, axis: int | None) -> torch.Tensor:

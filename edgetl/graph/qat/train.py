@@ -1,7 +1,8 @@
 """The training loop: the graph with fake quantisers learns to answer as the fp32 graph does. No labels.
 
-Straight-through gradients with clipping (Jacob et al. 2018), distillation by KL divergence at a temperature
-(Hinton et al. 2015, section 2), Adam, cosine learning rate. Nothing is written but scratch files.
+Straight-through gradients with clipping (Jacob et al. 2018), activation scales that learn (Esser et al. 2020),
+distillation by KL divergence at a temperature (Hinton et al. 2015, section 2), Adam, cosine learning rate. Nothing is
+written but scratch files.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ _SAME = 1e-3  # of the spread of the logits: PyTorch and onnxruntime differ by r
 class Trained:
     """`source`: the source graph with other weights (None: training did not help), and the `record` of the run.
 
-    `ranges` of the activations are those that were trained with.
+    `ranges` of the activations belong to it: they were trained too.
     """
 
     source: onnx.ModelProto | None
@@ -81,7 +82,7 @@ def trained(
         run = _Run(network, wise, pixels, options, monitor)
         out = network.written(source) if run.train() else None
     record = {**run.record, "seconds": round(time.monotonic() - started, 3)}
-    return Trained(out, dict(amax), record)
+    return Trained(out, dict(amax) if out is None else {**amax, **network.ranges()}, record)
 
 
 def _check(network: GraphNetwork, graph: onnx.ModelProto, pixels: Pixels) -> None:
@@ -132,7 +133,10 @@ class _Run:
         apart = held_out(pixels.n, options.seed)
         self._judges = np.array_split(apart, -(-len(apart) // _PART))
         self._learned = np.setdiff1d(np.arange(pixels.n), apart)
-        self._optimizer = torch.optim.Adam(network.parameters(), lr=options.lr)
+        network.widths.requires_grad_(options.scale_lr > 0)
+        self._trained = [p for p in network.parameters() if p.requires_grad]
+        rates = [(list(network.changes), options.lr), ([network.widths], options.scale_lr)]
+        self._optimizer = torch.optim.Adam([{"params": p, "lr": lr, "base": lr} for p, lr in rates if lr])
         self._random = np.random.default_rng(options.seed)
         self._part = self._parts()
         with torch.no_grad():
@@ -199,12 +203,12 @@ class _Run:
         }
 
     def _state(self) -> list[torch.Tensor]:
-        return [change.detach().clone() for change in self._network.changes]
+        return [parameter.detach().clone() for parameter in self._trained]
 
     def _restore(self, state: list[torch.Tensor]) -> None:
         with torch.no_grad():
-            for change, value in zip(self._network.changes, state, strict=True):
-                change.copy_(value)
+            for parameter, value in zip(self._trained, state, strict=True):
+                parameter.copy_(value)
 
     def _batches(self) -> Iterator[npt.NDArray[np.int64]]:
         """Indices of images: every one once, in another order, before any comes again."""
@@ -227,7 +231,7 @@ class _Run:
     def _step(self, indices: npt.NDArray[np.int64], share: float) -> float:
         """One step at `share` (0 to 1) of the way; its loss."""
         for group in self._optimizer.param_groups:
-            group["lr"] = self.options.lr * min(1.0, share / _WARM_UP) * 0.5 * (1 + math.cos(math.pi * share))
+            group["lr"] = group["base"] * min(1.0, share / _WARM_UP) * 0.5 * (1 + math.cos(math.pi * share))
         self._optimizer.zero_grad(set_to_none=True)
         total = 0.0
         for start in range(0, len(indices), self._part):

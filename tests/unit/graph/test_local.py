@@ -134,3 +134,22 @@ def test_an_overflow_names_its_layer(pixels: Pixels) -> None:
     source = model([helper.make_node("Conv", ["image", "w"], ["logits"], name="conv")], {"w": weight})
     with pytest.raises(GraphError, match="conv"):
         noise(source, Placement({"image": (("conv", 0),)}, {}, ()), {"image": 255.0}, pixels)
+
+
+def test_weights_that_were_rounded_are_judged_against_the_float_ones(pixels: Pixels) -> None:
+    source, w = two_convs()
+    placement = Placement({"image": (("conv", 0),), "r": (("deconv", 0),)}, {("conv", 1): 0, ("deconv", 1): 1}, ())
+    amax = {"image": 255.0, "r": 5.0}
+    other, _ = two_convs()
+    changed = 1.01 * w["w1"]
+    next(t for t in other.graph.initializer if t.name == "w1").CopyFrom(numpy_helper.from_array(changed, "w1"))
+    plain = noise(source, placement, amax, pixels, threads=1)
+    found = noise(source, placement, amax, pixels, threads=1, weights=other)
+    y = functional.conv2d(FLOATS, torch.from_numpy(w["w1"]).double(), torch.from_numpy(w["b1"]).double(), groups=3)
+    y_q = functional.conv2d(
+        fake(FLOATS, 255.0), fake(changed, rows(changed, 0)), torch.from_numpy(w["b1"]).double(), groups=3
+    )
+    expected = 10 * np.log10(float((y**2).sum() / ((y - y_q) ** 2).sum()))
+    assert found["conv"].sqnr_db == pytest.approx(expected, abs=0.02)
+    assert found["conv"].sqnr_db < plain["conv"].sqnr_db - 3
+    assert found["deconv"].sqnr_db == plain["deconv"].sqnr_db  # fed with the float network's tensors as before

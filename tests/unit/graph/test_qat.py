@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from edgetl.graph.export import source_graph, source_of_network
 from edgetl.graph.pixels import Pixels
 from edgetl.graph.placement import Placement
 from edgetl.graph.qat import QatOptions, Trained, train, trained
-from edgetl.graph.qat.network import GraphNetwork
+from edgetl.graph.qat.network import GraphNetwork, StepSize
 from edgetl.images import to_batch
 from edgetl.monitor import SILENT, Monitor
 from edgetl.runtime.ort import OrtBackend
@@ -136,9 +136,10 @@ class Hard:
         source = start or self.source
         return trained(source, self.placement, self.ranges, self.source, self.pixels, options, monitor)
 
-    def lost(self, source: onnx.ModelProto) -> float:
+    def lost(self, source: onnx.ModelProto | None, ranges: Mapping[str, float] | None = None) -> float:
         """KL of the INT8 graph from the fp32 one, on images that were not trained on, by onnxruntime."""
-        model = qdq.inserted(source, self.placement, self.ranges)
+        assert source is not None
+        model = qdq.inserted(source, self.placement, ranges or self.ranges)
         reference = answers(self.source, self.others, self.folder)
         return divergence(reference, answers(model, self.others, self.folder))
 
@@ -198,7 +199,7 @@ def test_training_brings_a_network_that_int8_ruins_back(hard: Hard) -> None:
     found = hard.train()
     assert found.source is not None
     assert found.record["kl_after"] < 0.5 * found.record["kl_before"]
-    assert hard.lost(found.source) < 0.5 * hard.lost(hard.source)  # on other images, by another runtime
+    assert hard.lost(found.source, found.ranges) < 0.5 * hard.lost(hard.source)  # on other images, by another runtime
     assert hard.source.SerializeToString(deterministic=True) == before
 
 
@@ -214,6 +215,35 @@ def test_only_weights_and_biases_change(hard: Hard) -> None:
     assert [(t.name, t.dims) for t in found.graph.initializer] == [
         (t.name, t.dims) for t in hard.source.graph.initializer
     ]
+
+
+def test_a_range_that_is_far_too_wide_is_learnt(hard: Hard) -> None:
+    """Sixteen times too wide: 16 of 255 steps are left; the weights stay where they are."""
+    hard.ranges = {name: 16 * peak for name, peak in hard.ranges.items()}
+    found = hard.train(replace(OPTIONS, lr=1e-12, scale_lr=0.1, epochs=8))
+    assert hard.lost(found.source, found.ranges) < 0.5 * hard.lost(hard.source)
+    assert sum(found.ranges[name] < peak for name, peak in hard.ranges.items()) >= len(hard.ranges) - 1
+    kept = hard.train(replace(OPTIONS, scale_lr=0.0, epochs=1))
+    assert kept.ranges == hard.ranges
+
+
+def test_the_scale_s_gradient_is_that_of_the_paper() -> None:
+    value = torch.tensor([[-300.0, -1.3, 0.2, 0.6, 90.0, 500.0]], requires_grad=True)
+    scale = torch.tensor(2.0, requires_grad=True)
+    StepSize.apply(value, scale).sum().backward()
+    assert value.grad is not None and scale.grad is not None
+    assert value.grad[0].tolist() == [0, 1, 1, 1, 1, 0]
+    steps = value.detach()[0] / 2
+    expected = (-128 + 127 + (steps.round() - steps)[1:5].sum()) / np.sqrt(6 * 127)
+    assert float(scale.grad) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_tensors_that_share_a_scale_still_do_when_it_was_learnt(hard: Hard) -> None:
+    names = list(hard.ranges)[:2]
+    hard.placement = replace(hard.placement, groups=(tuple(names),))
+    hard.ranges.update(dict.fromkeys(names, max(hard.ranges[name] for name in names)))
+    found = hard.train(replace(OPTIONS, scale_lr=0.05, epochs=4))
+    assert found.ranges[names[0]] == found.ranges[names[1]] != hard.ranges[names[0]]
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_gives_others(hard: Hard) -> None:
@@ -239,7 +269,7 @@ def test_the_best_step_is_kept_and_not_the_last(hard: Hard) -> None:
         hard.folder / "held", hard.pixels.first(200)[train.held_out(200, found.record["options"]["seed"])]
     )
     reference = answers(hard.source, held_out, hard.folder)
-    given = answers(qdq.inserted(found.source, hard.placement, hard.ranges), held_out, hard.folder)
+    given = answers(qdq.inserted(found.source, hard.placement, found.ranges), held_out, hard.folder)
     assert divergence(reference, given) == pytest.approx(found.record["kl_after"], rel=0.03)
 
 
@@ -249,15 +279,25 @@ def test_it_learns_from_the_teacher_and_not_from_where_it_starts(hard: Hard) -> 
     bias = next(t for t in start.graph.initializer if t.name == "fc_b")
     bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias) + np.float32([1, 0, 0, 0, 0]), "fc_b"))
     found = hard.train(start=start)
-    assert hard.lost(found.source) < 0.5 * hard.lost(start)
+    assert hard.lost(found.source, found.ranges) < 0.5 * hard.lost(start)
 
 
 def test_a_batch_that_does_not_fit_is_fed_in_parts(hard: Hard, monkeypatch: pytest.MonkeyPatch) -> None:
+    fed: list[int] = []
+    forward = GraphNetwork.forward
+
+    def watched(self: GraphNetwork, image: torch.Tensor, quantised: bool = True) -> torch.Tensor:
+        if torch.is_grad_enabled():
+            fed.append(len(image))
+        return forward(self, image, quantised)
+
+    monkeypatch.setattr(GraphNetwork, "forward", watched)
     options = replace(OPTIONS, epochs=1)
     whole = hard.train(options)
+    assert fed[-1] == 16
     monkeypatch.setattr(train, "_STEP_BYTES", 1)  # so: one image at a time
     parts = hard.train(options)
-    assert parts.record["kl"] != whole.record["kl"]  # it was summed in another order
+    assert fed[-16:] == [1] * 16
     assert parts.record["kl"] == pytest.approx(whole.record["kl"], rel=0.02)
 
 

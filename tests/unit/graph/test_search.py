@@ -274,6 +274,7 @@ def test_a_contract_that_nothing_keeps_climbs_to_the_last_rung_once(tmp_path: Pa
     asked: list[Candidate] = []
     found = climbed(tmp_path, residual_model(), "qat", 0.0, asked)
     assert any("in float" in rung.name for rung in found.rungs)
+    assert any(rung.name == "weights rounded, bias corrected" for rung in found.rungs)
     assert len(asked) == 1 and asked[0].in_float == ()  # training starts from the graph with nothing in float
     assert min(rung.score.kl for rung in found.rungs) == [r for r in found.rungs if r.kept][-1].score.kl
 
