@@ -1,0 +1,1 @@
+"""What travels to a device, and what runs it there."""
