@@ -9,7 +9,7 @@ Python 3.8, standard library only.
 from __future__ import annotations
 
 import json
-from typing import Any, Dict, Mapping
+from typing import Any, Dict, Mapping, Optional
 
 from edgetl.errors import BackendError, ContractUnmet, EdgetlError
 
@@ -25,15 +25,15 @@ def check_caller(version: int) -> None:
         raise BackendError("the caller and the device's app speak different protocols", said, _PUSH)
 
 
-def answer(verb: str, result: Mapping[str, Any]) -> Dict[str, Any]:
-    """On the device: what is printed for a verb that came to its end."""
-    return dict({"protocol": PROTOCOL, "verb": verb}, **result)
+def answer(verb: str, result: Mapping[str, Any], code: int = 0) -> Dict[str, Any]:
+    """On the device: what is printed for a verb that came to its end; `code` is what the process exits with."""
+    return dict({"protocol": PROTOCOL, "verb": verb, "exit": code}, **result)
 
 
-def failure(verb: str, error: EdgetlError) -> Dict[str, Any]:
+def failure(verb: str, error: EdgetlError, code: Optional[int] = None) -> Dict[str, Any]:
     """On the device: what is printed for a verb that did not; a contract that was missed keeps its result."""
     result = error.result if isinstance(error, ContractUnmet) else {}
-    return answer(verb, dict(result, error=error.as_json()))
+    return answer(verb, dict(result, error=error.as_json()), error.exit_code if code is None else code)
 
 
 def read_answer(text: str) -> Dict[str, Any]:
@@ -45,7 +45,7 @@ def read_answer(text: str) -> Dict[str, Any]:
         found = json.loads(text)
     except ValueError:
         found = None
-    if not isinstance(found, dict) or "protocol" not in found:
+    if not isinstance(found, dict) or not {"protocol", "exit"} <= set(found):
         last = (text.strip().splitlines() or ["nothing"])[-1]
         raise BackendError("the device did not answer with its JSON object", last[-200:], "see its log on stderr")
     if found["protocol"] != PROTOCOL:

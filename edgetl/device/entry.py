@@ -9,12 +9,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import signal
 import sys
 import traceback
+from pathlib import Path
 from typing import Dict, NoReturn, Optional, Sequence
 
-from edgetl.device.verbs import VERBS, Result
+from edgetl.device.signals import Terminated, terminate_as_exception
+from edgetl.device.verbs import JOBS, VERBS, Result
 from edgetl.errors import EdgetlError, InputError
 from edgetl.monitor import Monitor
 from edgetl.protocol import PROTOCOL, answer, check_caller, failure
@@ -52,17 +53,20 @@ class Parser(argparse.ArgumentParser):
         self.print_usage(sys.stderr)
         print("error: " + message, file=sys.stderr)
         verb = self.prog.split()[-1]
-        _print(failure(verb if verb in VERBS else "", InputError("usage", message, "see --help")))
+        _print(failure(verb if verb in VERBS else "", InputError("usage", message, "see --help"), 2))
         raise SystemExit(2)
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:
     """Run one verb; returns the exit code."""
-    given = _parser().parse_args(arguments)
-    signal.signal(signal.SIGTERM, _terminate)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    given = _parser().parse_args(words)
+    terminate_as_exception()
     try:
         check_caller(given.protocol)
-        result = VERBS[given.verb].call(given)
+        if given.job is not None:
+            return _as_job(given, words)
+        result = VERBS[given.verb].call(given, StderrMonitor())
     except EdgetlError as error:
         return _failed(given, error)
     except KeyboardInterrupt:
@@ -75,32 +79,43 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     except Exception as error:  # a fault of ours: the caller still gets its one object, and the traceback on stderr
         traceback.print_exc()
         return _failed(given, EdgetlError("a fault in edgetl's device side", repr(error), "report it"))
-    if result is not None:
-        _print(answer(given.verb, result))
-    return 0
+    code = 1 if "error" in result else 0
+    _print(answer(given.verb, result, code))
+    return code
 
 
-class Terminated(BaseException):
-    """SIGTERM, as an exception: so that what must be restored (a power mode) is."""
+def _as_job(given: argparse.Namespace, words: Sequence[str]) -> int:
+    """The same verb without --job, in a process of its own that a lost connection does not end."""
+    from edgetl.device import jobs
 
-
-def _terminate(number: int, frame: object) -> None:
-    raise Terminated
+    if given.verb not in JOBS:
+        raise InputError("this verb is no job", given.verb, "jobs: " + ", ".join(JOBS))
+    at = next(i for i, word in enumerate(words) if word == "--job" or word.startswith("--job="))
+    rest = list(words[:at]) + list(words[at + (2 if words[at] == "--job" else 1) :])
+    found = jobs.attach(given.job, rest, StderrMonitor().say)
+    if _print(found):
+        jobs.forget(given.job)
+    return int(found["exit"])
 
 
 def _failed(given: argparse.Namespace, error: EdgetlError, code: Optional[int] = None) -> int:
     print("error: %s" % error, file=sys.stderr, flush=True)
-    _print(failure(given.verb, error))
+    _print(failure(given.verb, error, code))
     return error.exit_code if code is None else code
 
 
-def _print(result: Result) -> None:
+def _print(result: Result) -> bool:
+    """Print the object; whether somebody was there to read it."""
     try:
-        print(json.dumps(result, ensure_ascii=False, allow_nan=False), flush=True)
+        text = json.dumps(result, ensure_ascii=False, allow_nan=False)
+    except ValueError as error:  # NaN or infinity somewhere: JSON has neither
+        text = json.dumps(failure(str(result.get("verb")), EdgetlError("a result that JSON cannot hold", error)))
+    try:
+        print(text, flush=True)
+        return True
     except BrokenPipeError:
         _silence_stdout()
-    except ValueError as error:  # NaN or infinity somewhere: JSON has neither
-        print(json.dumps(failure(str(result.get("verb")), EdgetlError("a result JSON cannot hold", error))), flush=True)
+        return False
 
 
 def _silence_stdout() -> None:
@@ -111,6 +126,12 @@ def _silence_stdout() -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="edgetl.device", description="edgetl on the device: needs numpy and Pillow alone.")
     parser.add_argument("--protocol", type=int, default=PROTOCOL, metavar="N", help="the caller's protocol version")
+    parser.add_argument(
+        "--job",
+        type=Path,
+        metavar="DIR",
+        help="run apart from this connection; the same command joins it again (%s)" % ", ".join(JOBS),
+    )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="|".join(VERBS), parser_class=Parser)
     for name, verb in VERBS.items():
         verb.options(verbs.add_parser(name, help=verb.help_line, description=verb.help_line))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Tuple
 
 from edgetl.bundle import Bundle, NewArtifact, atomic_write, sha256_bytes, writing
+from edgetl.engine.cache import keep, restored
 from edgetl.engine.layers import Coverage
 from edgetl.engine.plan import Plan, PlanOptions, make_plan
 from edgetl.engine.toolkit import Toolkit, load
@@ -49,6 +50,7 @@ class BuildOptions:
     level: int = -1
     timing_cache: Optional[Path] = None
     allow_unmet: bool = False
+    cache: Optional[Path] = None  # a folder of engines by key that several bundles share (edgetl.engine.cache)
 
     def __post_init__(self) -> None:
         if self.flavour not in (TENSORRT, TENSORRT_RTX):
@@ -89,15 +91,25 @@ def build(path: Path, options: BuildOptions, monitor: Monitor = SILENT) -> Dict[
         decision = _decide(bundle, wanted, monitor)
         if decision[0].action == "reuse" and decision[1] is not None:
             return {"artifacts": [_report(decision[1], reused=True)]}
+        kept = restored(options.cache, wanted)
+        if kept is not None:
+            monitor.say("reuse: an engine with an identical key is on this machine")
+            added = bundle.add([NewArtifact(kept[0], _place_of(wanted), kept[1])])
+            return {"artifacts": [_report(added[0], reused=True)]}
         plan = make_plan(tools, data, options.precision.value, _plan_options(options), monitor)
         _prove(options.precision, plan.coverage, monitor)
         key = replace(wanted, timing_cache_sha256=_digest(plan.timing_cache))
         record = _record(key, place, graph, tools, plan, options)
         (scratch / "plan").write_bytes(plan.data)
-        added = bundle.add([NewArtifact(scratch / "plan", "engines/%s.plan" % key.digest12, record)])
+        added = bundle.add([NewArtifact(scratch / "plan", _place_of(key), record)])
+        keep(options.cache, key, plan.data, record)
         if options.timing_cache is not None and plan.timing_cache is not None:
             atomic_write(options.timing_cache, plan.timing_cache)
     return {"artifacts": [_report(added[0], reused=False)]}
+
+
+def _place_of(key: EngineKey) -> str:
+    return "engines/%s.plan" % key.digest12
 
 
 def check_machine(options: BuildOptions) -> None:

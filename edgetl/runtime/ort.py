@@ -134,6 +134,11 @@ def optimised(graph: Path, to: Path) -> None:
     _open(graph, CPU, settings)
 
 
+def version() -> str:
+    """Of onnxruntime, "1.31.1"."""
+    return str(onnxruntime.__version__)
+
+
 def available_providers() -> List[str]:
     """The execution providers that load on this machine and run a node, best first; CPU is always last.
 
