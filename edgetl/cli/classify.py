@@ -9,6 +9,7 @@ import typer
 
 from edgetl.cli.candidates import ADOPTED, PRECISIONS, Record, newest_graphs, open_checkpoint, open_graph
 from edgetl.cli.console import JsonFlag, OutOption, session
+from edgetl.cli.explanations import Explanations
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -21,6 +22,9 @@ EXAMPLES = (
     "          edgetl classify models/flowers *.jpg --precision int8 --json | jq -r '.predictions[].label'"
 )
 
+ExplainOption = Annotated[
+    Path | None, typer.Option(help="Save class-activation maps as pictures (PNG) in this folder.", metavar="DIR")
+]
 MinPrecision = Annotated[
     float | None,
     typer.Option(help="Abstain where fewer answers would be right (default: as fine-tuned).", metavar="SHARE"),
@@ -34,6 +38,7 @@ def classify(
     precision: Annotated[str | None, typer.Option(help="fp32, fp16 or int8: the graph of that precision.")] = None,
     top: Annotated[int, typer.Option(min=1, help="Classes listed for each image.")] = 5,
     min_precision: MinPrecision = None,
+    explain: ExplainOption = None,
     as_json: JsonFlag = False,
     out: OutOption = None,
 ) -> None:
@@ -41,6 +46,7 @@ def classify(
 
     Runs the fp32 graph with onnxruntime, or the checkpoint with PyTorch where nothing was exported yet.
     Probabilities are calibrated where the bundle knows its temperature, whatever the graph's own output is.
+    The maps of --explain are the PyTorch checkpoint's, of the class that was named.
     """
     with session(ctx, as_json, out) as run:
         from edgetl.bundle import Bundle
@@ -56,13 +62,17 @@ def classify(
         threshold = (abstain or {}).get("threshold") or 0.0
         if abstain and abstain["threshold"] is None:
             run.monitor.warn(f"every image is answered: {why_not(abstain)}")
+        explanations = Explanations(opened, explain) if explain else None
         backend = open_record(opened, record)
         predictions: list[dict[str, Any]] = []
         try:
             for path, data in encoded:
                 found = classify_one(backend, data, opened.preprocess, opened.labels, top, path, temperature)
                 abstained = found[0]["probability"] < threshold
-                predictions.append({"image": str(path), **found[0], "abstained": abstained, "top": found})
+                prediction = {"image": str(path), **found[0], "abstained": abstained, "top": found}
+                if explanations:
+                    prediction["explanation"] = str(explanations.save(path, data, found[0]["label"]))
+                predictions.append(prediction)
                 run.monitor.progress("images", len(predictions), len(encoded))
         finally:
             backend.close()
@@ -114,6 +124,9 @@ def _show(console: Console, result: Record) -> None:
         label = f"abstained ({found['label']})" if found["abstained"] else found["label"]
         table.add_row(*map(_plain, (found["image"], label, f"{found['probability']:.3f}", others)))
     console.print(table)
+    if any("explanation" in found for found in result["predictions"]):
+        folder = Path(result["predictions"][0]["explanation"]).parent
+        console.print(f"what spoke for each class: {folder}", highlight=False, markup=False, soft_wrap=True)
     applied = result["confidence"]
     if applied:
         said = f"calibrated on {applied['n']} validation images, temperature {applied['temperature']:.2f}"

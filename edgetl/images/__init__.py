@@ -10,7 +10,7 @@ from edgetl.images.dataset import (
     split_digest,
     with_calibration,
 )
-from edgetl.images.decode import EXTENSIONS, decode, fitted, read_bytes, resized, to_batch, to_input
+from edgetl.images.decode import EXTENSIONS, decode, fitted, placement, read_bytes, resized, to_batch, to_input
 from edgetl.images.read import read_data
 from edgetl.images.stream import Batch, cores, loaded_ahead, prefetched, read_sample, stream
 
@@ -26,6 +26,7 @@ __all__ = [
     "draw_balanced",
     "fitted",
     "loaded_ahead",
+    "placement",
     "prefetched",
     "rank_of",
     "read_bytes",

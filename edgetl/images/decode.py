@@ -157,6 +157,18 @@ def fitted(image: Image.Image, spec: Preprocess) -> Image.Image:
     return image.crop((left, top, left + spec.size, top + spec.size))
 
 
+def placement(size: Tuple[int, int], spec: Preprocess) -> Tuple[float, float, int, int]:
+    """(scale x, scale y, left, top): the point (x, y) of an image of `size` (width, height) is at
+    (x * scale x - left, y * scale y - top) of the network's input; what lies outside of it is not seen.
+    """
+    width, height = _resized_size(size, spec)
+    if spec.fit is Fit.LETTERBOX:
+        left, top = -((spec.size - width) // 2), -((spec.size - height) // 2)
+    else:
+        left, top = round((width - spec.size) / 2.0), round((height - spec.size) / 2.0)
+    return (width / size[0], height / size[1], left, top)
+
+
 def to_input(data: bytes, spec: Preprocess, name: object = "image") -> Pixels:
     """uint8 (size, size, 3) RGB: what a network is given for these encoded bytes."""
     # A copy: an array over Pillow's own memory is read-only, which torch warns of.

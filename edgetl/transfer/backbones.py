@@ -39,6 +39,11 @@ class BackboneRow:
 
     `auxiliary` are the paths of the last layers of the auxiliary classifiers: they join the loss in training,
     each with `auxiliary_weight`, and a deployed network does not have them.
+
+    `last_map` is the path of the module whose output is the last one with a place for each part of the image, "-1"
+    standing for a module's last child. It is laid out as `map_layout` says: "nchw", "nhwc", or "tokens": (B, 1 + H*W,
+    C), the first of them not of the image. What comes after that module mixes the places. `map_corner`: all strides
+    are of odd kernels with symmetric padding, so a place looks at the upper left pixel of its cell, not at the middle.
     """
 
     family: str
@@ -46,6 +51,9 @@ class BackboneRow:
     head: str
     kind: str = "linear"  # of the head: "linear", or "conv" (1x1)
     then: str = ""
+    last_map: str = "features"
+    map_layout: str = "nchw"
+    map_corner: bool = False
     min_size: int = 1
     multiple: int = 1  # sizes must be a multiple of this
     size_argument: str = ""  # builder keyword that fixes the size ("" = the network takes any)
@@ -110,24 +118,42 @@ class BackboneRow:
 # a 5x5 convolution without padding on a map that is large enough from 299 px on.
 _INIT = (("init_weights", False),)  # seconds of random numbers; `build` turns it on where they are wanted
 _AUX = (("aux_logits", False), ("transform_input", False), *_INIT)
+
+
+def _vit(family: str, pattern: str, patch: int) -> BackboneRow:
+    # After the last attention the head looks at the class token alone, so the last map is what that attention is given.
+    last = "encoder.layers.-1.ln_1"
+    return BackboneRow(
+        family,
+        pattern,
+        "heads.head",
+        last_map=last,
+        map_layout="tokens",
+        multiple=patch,
+        size_argument="image_size",
+        min_opset=14,
+    )
+
+
 FAMILIES: tuple[BackboneRow, ...] = (
-    BackboneRow("smallnet", r"smallnet", "fc", min_size=8),
-    BackboneRow("resnet", r"(wide_)?resnet\d+(_2)?|resnext\d+_\d+x\d+d", "fc"),
-    BackboneRow("mobilenet_v2", r"mobilenet_v2", "classifier.1"),
-    BackboneRow("mobilenet_v3", r"mobilenet_v3_\w+", "classifier.3"),
-    BackboneRow("efficientnet", r"efficientnet_\w+", "classifier.1"),
+    BackboneRow("smallnet", r"smallnet", "fc", last_map="stages", map_corner=True, min_size=8),
+    BackboneRow("resnet", r"(wide_)?resnet\d+(_2)?|resnext\d+_\d+x\d+d", "fc", last_map="layer4", map_corner=True),
+    BackboneRow("mobilenet_v2", r"mobilenet_v2", "classifier.1", map_corner=True),
+    BackboneRow("mobilenet_v3", r"mobilenet_v3_\w+", "classifier.3", map_corner=True),
+    BackboneRow("efficientnet", r"efficientnet_\w+", "classifier.1", map_corner=True),
     BackboneRow("convnext", r"convnext_\w+", "classifier.2", min_size=32),
-    BackboneRow("regnet", r"regnet_\w+", "fc"),
-    BackboneRow("shufflenet_v2", r"shufflenet_v2_\w+", "fc"),
+    BackboneRow("regnet", r"regnet_\w+", "fc", last_map="trunk_output", map_corner=True),
+    BackboneRow("shufflenet_v2", r"shufflenet_v2_\w+", "fc", last_map="conv5", map_corner=True),
     BackboneRow("squeezenet", r"squeezenet\w+", "classifier.1", kind="conv", then="classifier.2", min_size=21),
     BackboneRow("densenet", r"densenet\d+", "classifier", min_size=29),
-    BackboneRow("mnasnet", r"mnasnet\w+", "classifier.1"),
+    BackboneRow("mnasnet", r"mnasnet\w+", "classifier.1", last_map="layers", map_corner=True),
     BackboneRow("vgg", r"vgg\d+(_bn)?", "classifier.6", min_size=32, torchscript_multiple=224, kwargs=_INIT),
     BackboneRow("alexnet", r"alexnet", "classifier.6", min_size=63, torchscript_multiple=224),
     BackboneRow(
         "inception",
         r"inception_v3",
         "fc",
+        last_map="Mixed_7c",
         min_size=75,
         mean=HALF,
         std=HALF,
@@ -140,6 +166,7 @@ FAMILIES: tuple[BackboneRow, ...] = (
         "googlenet",
         r"googlenet",
         "fc",
+        last_map="inception5b",
         min_size=15,
         mean=HALF,
         std=HALF,
@@ -147,11 +174,19 @@ FAMILIES: tuple[BackboneRow, ...] = (
         auxiliary=("aux1.fc2", "aux2.fc2"),
         auxiliary_weight=0.3,
     ),
-    BackboneRow("vit16", r"vit_\w_16", "heads.head", multiple=16, size_argument="image_size", min_opset=14),
-    BackboneRow("vit32", r"vit_\w_32", "heads.head", multiple=32, size_argument="image_size", min_opset=14),
-    BackboneRow("vit14", r"vit_\w_14", "heads.head", multiple=14, size_argument="image_size", min_opset=14),
-    BackboneRow("swin", r"swin_\w+", "head", min_size=32),
-    BackboneRow("maxvit", r"maxvit_t", "classifier.5", multiple=224, size_argument="input_size", size_is_pair=True),
+    _vit("vit16", r"vit_\w_16", 16),
+    _vit("vit32", r"vit_\w_32", 32),
+    _vit("vit14", r"vit_\w_14", 14),
+    BackboneRow("swin", r"swin_\w+", "head", last_map="norm", map_layout="nhwc", min_size=32),
+    BackboneRow(
+        "maxvit",
+        r"maxvit_t",
+        "classifier.5",
+        last_map="blocks.-1",
+        multiple=224,
+        size_argument="input_size",
+        size_is_pair=True,
+    ),
 )
 
 
@@ -257,6 +292,14 @@ def _fresh(old: nn.Conv2d | nn.Linear, classes: int) -> nn.Module:
 
 def _auxiliary(model: nn.Module, spec: BackboneRow) -> list[nn.Module | None]:
     return [getattr(model, prefix[:-1]) for prefix in spec.auxiliary_prefixes]
+
+
+def last_map_of(model: nn.Module, spec: BackboneRow) -> nn.Module:
+    """The module that `spec.last_map` names."""
+    found = model
+    for name in spec.last_map.split("."):
+        found = list(found.children())[-1] if name == "-1" else found.get_submodule(name)
+    return found
 
 
 def auxiliary_heads(model: nn.Module, spec: BackboneRow) -> list[nn.Module]:
