@@ -71,6 +71,32 @@ def paired_difference(lost: int, won: int, n: int) -> Interval:
     return max(-1.0, a - b - half), min(1.0, a - b + half)
 
 
+def student(freedom: int) -> float:
+    """97.5th percentile of Student's t with `freedom` degrees of freedom, a whole number of at least 1.
+
+    Bisection on P(|T| <= t), which is a finite sum (Abramowitz & Stegun 1964, 26.7.3 and 26.7.4).
+    """
+    if freedom < 1:
+        raise ValueError("student wants at least 1 degree of freedom, got %d" % freedom)
+    low, high = 0.0, 13.0  # 12.71 with one degree of freedom
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _within(middle, freedom) < 0.95 else (low, middle)
+    return (low + high) / 2
+
+
+def _within(t: float, freedom: int) -> float:
+    """P(|T| <= t)."""
+    angle = math.atan(t / math.sqrt(freedom))
+    odd = freedom % 2
+    term, total = (math.cos(angle) if odd else 1.0), 0.0
+    for k in range(odd, freedom - 1, 2):
+        total += term
+        term *= math.cos(angle) ** 2 * (k + 1) / (k + 2)
+    total *= math.sin(angle)
+    return (angle + total) * 2 / math.pi if odd else total
+
+
 def bootstrap_mean(values: Sequence[float], seed: int = 0, resamples: int = 2000) -> Interval:
     """Percentile bootstrap of the mean (Efron 1979), the same for the same seed.
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgetl.cli.console import JsonFlag, OutOption, session, tune_for_training
+from edgetl.cli.evaluation import show as show_evaluation
 from edgetl.spec import Fit
 
 if TYPE_CHECKING:
@@ -63,6 +64,12 @@ DataRootOption = Annotated[Path | None, typer.Option(help="Where torchvision:NAM
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 AmpOption = Annotated[str, typer.Option(help="Mixed precision: auto (a short trial decides), off, bf16, fp16.")]
 SeedOption = Annotated[int, typer.Option(help="Of splits, initialisation, order and augmentation.")]
+FoldsOption = Annotated[
+    int | None, typer.Option(help="Also cross-validate the whole procedure with K folds.", metavar="K")
+]
+LabelBudgetOption = Annotated[
+    str, typer.Option(help="Also measure the accuracy with so many labels a class: 5,10,25,50.", metavar="N,...")
+]
 AbstainOption = Annotated[
     float | None, typer.Option(help="`classify` abstains where fewer answers would be right.", metavar="SHARE")
 ]
@@ -97,6 +104,8 @@ def finetune(
     device: DeviceOption = "auto",
     amp: AmpOption = "auto",
     seed: SeedOption = 0,
+    folds: FoldsOption = None,
+    label_budget: LabelBudgetOption = "",
     abstain_precision: AbstainOption = None,
     skip_corrupt: SkipCorruptOption = False,
     no_golden_photos: NoGoldenPhotosOption = False,
@@ -114,7 +123,9 @@ def finetune(
     with session(ctx, as_json, out) as run:
         from edgetl.images import ReadOptions
         from edgetl.transfer import FinetuneOptions
+        from edgetl.transfer.options import budgets_of
 
+        given["label_budget"] = budgets_of(label_budget)
         options = FinetuneOptions(**_named(FinetuneOptions, given), golden_photos=not no_golden_photos)
         reading = ReadOptions(**_named(ReadOptions, given))
         result = _run(data, data_root, reading, to, options, run.monitor)
@@ -158,5 +169,6 @@ def _show(console: Console, result: dict[str, Any]) -> None:
                 name, f"{found['accuracy']:.3f}", f"{low:.3f} - {high:.3f}", f"{found['macro_f1']:.3f}", str(found["n"])
             )
     console.print(table)
+    show_evaluation(console, result)
     bundle = result["bundle"]
     console.print(f"{bundle}  ({result['seconds']:.0f} s). Next: edgetl export {bundle} --int8", soft_wrap=True)

@@ -48,7 +48,7 @@ def stratified(
     """
     by_class: Dict[int, List[List[Sample]]] = {}
     for unit in units(samples, links):
-        by_class.setdefault(_class_of(unit), []).append(unit)
+        by_class.setdefault(class_of(unit), []).append(unit)
     chosen: Dict[str, List[Sample]] = {"train": []}
     chosen.update({name: [] for name in fractions})
     for target in sorted(by_class):
@@ -61,7 +61,8 @@ def stratified(
     return {name: _ordered(found) for name, found in chosen.items() if found or name == "train"}
 
 
-def _class_of(unit: Sequence[Sample]) -> int:
+def class_of(unit: Sequence[Sample]) -> int:
+    """The class that a unit counts as: its most frequent one, of equal ones the first."""
     if len(unit) == 1:
         return unit[0].target
     counts = Counter(sample.target for sample in unit)

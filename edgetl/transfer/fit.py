@@ -61,7 +61,8 @@ def probed(run: Run) -> Probed:
     samples = [*data.split("train"), *data.split("val")]
     began = time.perf_counter()
     found = run.features(samples)
-    run.images_per_second = len(samples) / (time.perf_counter() - began)
+    if run.known is None:
+        run.images_per_second = len(samples) / (time.perf_counter() - began)
     n = len(data.split("train"))
     path = run.folder / "probe.npz"
     if path.is_file():

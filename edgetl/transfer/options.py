@@ -119,6 +119,8 @@ class FinetuneOptions:
             ("--head-epochs", self.head_epochs, 0),
             ("--batch-size", self.batch_size, 2),
             ("--image-size", self.image_size, 1),
+            ("--folds", self.folds, 2),
+            ("--label-budget", min(self.label_budget, default=None), 1),
         ):
             if value is not None and value < least:
                 raise InputError(f"{name} must be at least {least}", value)
@@ -176,6 +178,14 @@ class FinetuneOptions:
         out.update(fit=str(self.fit), strategy=self.plan.name, weights=Path(self.source).name)
         out.update(label_budget=list(self.label_budget), teacher=_name(self.teacher), unlabelled=_name(self.unlabelled))
         return out
+
+
+def budgets_of(text: str) -> tuple[int, ...]:
+    """`--label-budget 5,10,25`: labels a class, ascending; () for "". Raises InputError."""
+    parts = [part.strip() for part in text.split(",")] if text.strip() else []
+    if not all(part.isdecimal() for part in parts):
+        raise InputError("--label-budget wants labels a class", text, "such as 5,10,25,50")
+    return tuple(sorted({int(part) for part in parts}))
 
 
 def _name(path: Path | None) -> str | None:

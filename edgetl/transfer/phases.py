@@ -16,8 +16,11 @@ from edgetl.errors import CorruptImage
 from edgetl.images import Dataset, Sample
 from edgetl.monitor import Monitor
 from edgetl.transfer import leakage, logs, record
+from edgetl.transfer.budget import learning_curve
 from edgetl.transfer.confidence import confidence
+from edgetl.transfer.division import known
 from edgetl.transfer.fit import fit
+from edgetl.transfer.folds import cross_validate
 from edgetl.transfer.options import FinetuneOptions
 from edgetl.transfer.pixels import PixelStore
 from edgetl.transfer.prepare import Start, check_splits
@@ -35,6 +38,7 @@ def carry_out(
         data, alike = _sound(data, store, options, monitor)
         run = Run(data, start, options, folder, store, monitor)
         start.network.to(start.device).to(memory_format=torch.channels_last)
+        evaluated = _evaluated(run)
         found = fit(run)
         chosen, tuned = found.chosen, found.tuned
         # Looked at once, when everything has been decided.
@@ -54,6 +58,7 @@ def carry_out(
             "linear_probe": run.metrics(found.probe_val, "val"),
             "near_duplicates": None if alike is None else leakage.summary(alike),
             "confidence": confidence(run, found.val, test_logits),
+            **evaluated,
             "seconds": round(time.perf_counter() - started, 3),
             "images_per_second": round(run.images_per_second, 2),
         }
@@ -63,6 +68,18 @@ def carry_out(
     finally:
         store.close()
     return result
+
+
+def _evaluated(run: Run) -> dict[str, Any]:
+    """`folds` and `label_budget` where they are asked for: on other divisions of the images, with network copies."""
+    options, out = run.options, {}
+    if options.folds is not None or options.label_budget:
+        run.known = known(run)
+    if options.folds is not None:
+        out["folds"] = cross_validate(run, options.folds)
+    if options.label_budget:
+        out["label_budget"] = learning_curve(run)
+    return out
 
 
 def _sound(

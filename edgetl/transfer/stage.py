@@ -40,6 +40,7 @@ def finetune(data: Dataset, to: Path, options: FinetuneOptions, monitor: Monitor
     from edgetl.transfer.prepare import prepare
 
     start = prepare(data, options, monitor)
+    _check_evaluation(data, options)
     with bundles.locked(to) as work:
         folder = work / WORK
         if there and options.resume:
@@ -57,6 +58,16 @@ def finetune(data: Dataset, to: Path, options: FinetuneOptions, monitor: Monitor
             raise
         bundles.sweep(folder)
     return result
+
+
+def _check_evaluation(data: Dataset, options: FinetuneOptions) -> None:
+    """Raise InputError for more folds, or a larger label budget, than the smallest class allows."""
+    from edgetl.transfer import budget, folds
+
+    if options.folds is not None:
+        folds.divisions(data, options.folds, options.seed)
+    if options.label_budget:
+        budget.check(data, options.label_budget)
 
 
 def _finished(to: Path, start: Start, options: FinetuneOptions) -> dict[str, Any] | None:
