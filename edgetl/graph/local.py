@@ -57,7 +57,7 @@ def noise(
     """LayerNoise of every product of `placement`, by node name, over the first `limit` images of `pixels`.
 
     `source`: fp32; `amax`: range of each quantised activation; `weights`: whose weights are quantised, where they
-    were rounded (default: the source's). Raises GraphError on NaN or inf.
+    were rounded (default: the source's); the ranges are the source's. Raises GraphError on NaN or inf.
     """
     source = surgery.unshared(source) if weights is not None else source
     products = _products(source, placement)

@@ -147,7 +147,7 @@ def test_weights_that_were_rounded_are_judged_against_the_float_ones(pixels: Pix
     found = noise(source, placement, amax, pixels, threads=1, weights=other)
     y = functional.conv2d(FLOATS, torch.from_numpy(w["w1"]).double(), torch.from_numpy(w["b1"]).double(), groups=3)
     y_q = functional.conv2d(
-        fake(FLOATS, 255.0), fake(changed, rows(changed, 0)), torch.from_numpy(w["b1"]).double(), groups=3
+        fake(FLOATS, 255.0), fake(changed, rows(w["w1"], 0)), torch.from_numpy(w["b1"]).double(), groups=3
     )
     expected = 10 * np.log10(float((y**2).sum() / ((y - y_q) ** 2).sum()))
     assert found["conv"].sqnr_db == pytest.approx(expected, abs=0.02)
