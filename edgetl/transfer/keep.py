@@ -87,7 +87,8 @@ class Delta(ExtraLoss):
             self._frozen[0](step.images)
         total = 0.5 * BETA * _square(self._heads)
         for name, weights in zip(self._names, self._attention, strict=True):
-            ours, theirs = (channels(maps[name][:count]) for maps in (self._caught, self._original))
+            layer = self._frozen[0].get_submodule(name)
+            ours, theirs = (channels(layer, maps[name][:count]) for maps in (self._caught, self._original))
             total = total + 0.5 * ALPHA * attended(ours, theirs, weights)
         return total
 
@@ -134,11 +135,11 @@ def attended(ours: torch.Tensor, theirs: torch.Tensor, weights: torch.Tensor) ->
     return (weights * (ours - theirs).square().mean((0, 2))).sum()
 
 
-def channels(maps: torch.Tensor) -> torch.Tensor:
-    """Feature maps as float32 (B, C, positions): of (B, C, H, W), of tokens (B, N, C), of (B, C)."""
-    if maps.ndim == 4:
+def channels(layer: nn.Module, maps: torch.Tensor) -> torch.Tensor:
+    """A layer's output as float32 (B, C, positions): of a convolution (B, C, H, W), of a linear layer (B, ..., C)."""
+    if isinstance(layer, nn.Conv2d):
         return maps.float().flatten(2)
-    return maps.float().transpose(1, 2) if maps.ndim == 3 else maps.float()[:, :, None]
+    return maps.float().reshape(len(maps), -1, maps.shape[-1]).transpose(1, 2)
 
 
 def stage_ends(network: Deployed, spec: BackboneRow, images: torch.Tensor) -> list[str]:
@@ -168,7 +169,8 @@ def _attention(
     for name in names:
         gradient = caught[name].grad
         assert gradient is not None
-        rise = -(channels(gradient) * channels(caught[name].detach())).sum((0, 2))
+        layer = frozen.get_submodule(name)
+        rise = -(channels(layer, gradient) * channels(layer, caught[name].detach())).sum((0, 2))
         yield len(rise) * rise.softmax(0)
 
 
