@@ -15,6 +15,7 @@ from edgetl.stats import (
     mcnemar,
     paired_difference,
     percentiles,
+    student,
     wilson,
 )
 
@@ -36,6 +37,11 @@ def test_wilson_is_scipys(case: tuple[int, int]) -> None:
 def test_at_least_is_scipys_binomial_tail(case: tuple[int, int], share: float) -> None:
     successes, n = case
     assert at_least(successes, n, share) == pytest.approx(reference.binom.sf(successes - 1, n, share), abs=1e-9)
+
+
+@pytest.mark.parametrize("freedom", [1, 2, 3, 4, 5, 9, 10, 30, 101])
+def test_student_is_scipys_t(freedom: int) -> None:
+    assert student(freedom) == pytest.approx(reference.t.ppf(0.975, freedom), rel=1e-9)
 
 
 def test_wilson_without_observations_knows_nothing() -> None:
