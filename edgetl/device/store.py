@@ -19,14 +19,19 @@ from typing import Any, Dict, List, Mapping, Sequence
 from edgetl.bundle import sha256_file
 from edgetl.errors import InputError
 
-_SHA256 = re.compile(r"[0-9a-f]{64}")
+SERVE = "serve.json"  # in a release: the variant that serves, and what was measured of it
+SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def state(root: Path) -> Dict[str, Any]:
-    """{"releases": [names, oldest first], "current": name|None, "engines": [keys], "jobs": [names]}."""
+    """{"releases": [names, oldest first], "current": name|None, "serve": {}|None, "engines": [keys], "jobs": [names]}.
+
+    "serve" is what the current release says of the variant that serves.
+    """
     return {
-        "releases": sorted(_names(root / "releases"), key=lambda name: _age(root / "releases" / name)),
+        "releases": sorted(releases(root), key=lambda name: _age(root / "releases" / name)),
         "current": _current(root),
+        "serve": _serve(root / "current" / SERVE),
         "engines": sorted(name[: -len(".plan")] for name in _names(root / "engines") if name.endswith(".plan")),
         "jobs": _names(root / "jobs"),
     }
@@ -58,20 +63,33 @@ def read_wanted(source: str) -> List[Dict[str, Any]]:
         found = json.loads(text)
     except (OSError, ValueError) as error:
         raise InputError("the list of wanted files cannot be read", "%s (%s)" % (source, error)) from error
-    good = isinstance(found, list) and all(_is_wanted(entry) for entry in found)
+    good = isinstance(found, list) and all(is_wanted(entry) for entry in found)
     if not good:
         raise InputError("the list of wanted files is not one", source, 'it wants [{"sha256": "<hex>", "bytes": N}]')
     return list(found)
 
 
-def _is_wanted(entry: object) -> bool:
+def is_wanted(entry: object) -> bool:
+    """Whether `entry` is {"sha256", "bytes"} with values that may name a file."""
     return (
         isinstance(entry, dict)
         and isinstance(entry.get("sha256"), str)
-        and _SHA256.fullmatch(entry["sha256"]) is not None  # it becomes a file name
+        and SHA256.fullmatch(entry["sha256"]) is not None  # it becomes a file name
         and isinstance(entry.get("bytes"), int)
         and entry["bytes"] >= 0
     )
+
+
+def releases(root: Path) -> List[str]:
+    """The names of the releases, without the work folders beside them."""
+    return [name for name in _names(root / "releases") if "." not in name]
+
+
+def _serve(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
 
 
 def _current(root: Path) -> Any:

@@ -1,0 +1,146 @@
+"""Releases: made of stored files, switched to in one step, rolled back to, and swept. Python 3.8.
+
+A release is a bundle folder, named by the first 12 digits of the sha256 of the manifest it was pushed with. `serve.json`
+in it says which variant serves. Whatever ends a step, `current` points to a whole release, the old one or the new.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any, Dict, List, Mapping, Optional
+
+from edgetl.bundle import Bundle, atomic_json, sha256_file, sweep
+from edgetl.bundle.files import make_folder, read_json, sync_folder
+from edgetl.bundle.manifest import check_place
+from edgetl.device import store
+from edgetl.errors import BundleError, InputError, disk_errors
+
+_RELEASE = re.compile(r"[0-9a-f]{12}")
+IMAGES = "images"
+
+
+def install(root: Path, manifest_sha256: str) -> Dict[str, Any]:
+    """{"release", "new"}: the release of the stored manifest, its files hard-linked from the store.
+
+    One that is there already keeps what was built in it. Raises BundleError where a file is missing or changed.
+    """
+    name = manifest_sha256[:12]
+    if not store.SHA256.fullmatch(manifest_sha256):
+        raise InputError("not a sha256", manifest_sha256)
+    place = root / "releases" / name
+    if place.is_dir():
+        Bundle.open(place)
+        return {"release": name, "new": False}
+    fresh = root / "releases" / ("." + name)
+    with disk_errors(fresh):
+        sweep(fresh)
+        make_folder(fresh)
+        source = _stored(root, manifest_sha256)
+        shutil.copyfile(str(source), str(fresh / "manifest.json"))  # a copy: a build on this device adds to it
+        manifest = read_json(source, "manifest")
+        for record in manifest["artifacts"]:
+            check_place(record["file"])
+            target = fresh / record["file"]
+            make_folder(target.parent)
+            os.link(str(_stored(root, record["sha256"])), str(target))
+        os.replace(str(fresh), str(place))
+        sync_folder(place.parent)
+    Bundle.open(place)
+    return {"release": name, "new": True}
+
+
+def place_images(root: Path, listing_sha256: str) -> Path:
+    """The CSV of labelled images to prove with, hard-linked from the store under <root>/images.
+
+    The listing is JSON: [{"sha256", "name", "label"}]. Raises BundleError, InputError.
+    """
+    folder = root / IMAGES
+    rows = json.loads(_stored(root, listing_sha256).read_text(encoding="utf-8"))
+    with disk_errors(folder):
+        sweep(folder)
+        make_folder(folder)
+        lines = ["path,label"]
+        for row in rows:
+            check_place(row["name"])
+            os.link(str(_stored(root, row["sha256"])), str(folder / row["name"]))
+            lines.append('%s,"%s"' % (row["name"], row["label"].replace('"', '""')))
+        table = folder / "images.csv"
+        table.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return table
+
+
+def activate(root: Path, name: str, serve: Optional[Mapping[str, Any]], keep: int) -> Dict[str, Any]:
+    """Point `current` to a release, keep the last `keep` releases, drop what nothing refers to any more.
+
+    {"current", "previous", "removed"}. Raises BundleError for a release that is not there.
+    """
+    place = root / "releases" / _checked(name)
+    Bundle.open(place)
+    before = store.state(root)["current"]
+    with disk_errors(root):
+        if serve is not None:
+            atomic_json(place / store.SERVE, dict(serve))
+        os.utime(str(place))  # the newest: releases are kept by when they last began to serve
+        link = root / ".current"
+        if os.path.lexists(str(link)):
+            link.unlink()
+        os.symlink(os.path.join("releases", name), str(link))
+        os.replace(str(link), str(root / "current"))
+        sync_folder(root)
+        removed = _prune(root, max(1, keep))
+        sweep(root / IMAGES)
+        _sweep_store(root)
+    return {"current": name, "previous": before if before != name else None, "removed": removed}
+
+
+def rollback(root: Path, keep: int) -> Dict[str, Any]:
+    """Back to the release that served before the current one. Raises BundleError where there is none."""
+    told = store.state(root)
+    current = told["current"]
+    older = [
+        name for name in told["releases"] if name != current and (root / "releases" / name / store.SERVE).is_file()
+    ]
+    if current is None or not older:
+        raise BundleError(
+            "there is no release to go back to", root, "it holds: " + (", ".join(told["releases"]) or "-")
+        )
+    return activate(root, older[-1], None, keep)
+
+
+def _prune(root: Path, keep: int) -> List[str]:
+    """Remove all but the `keep` newest releases; never the current one, which is the newest."""
+    names: List[str] = store.state(root)["releases"]
+    gone = names[:-keep]
+    for name in gone:
+        sweep(root / "releases" / name)
+        sweep(root / "releases" / (name + ".work"))
+    return gone
+
+
+def _sweep_store(root: Path) -> None:
+    """Drop stored files that no release refers to; unfinished ones stay, a push may go on with them."""
+    wanted = set()
+    for name in store.state(root)["releases"]:
+        wanted.add(name)
+        manifest = read_json(root / "releases" / name / "manifest.json", "manifest")
+        wanted.update(record["sha256"] for record in manifest["artifacts"])
+    for path in (root / "store").iterdir():
+        if not path.name.endswith(".part") and path.name not in wanted and path.name[:12] not in wanted:
+            path.unlink()
+
+
+def _stored(root: Path, sha256: str) -> Path:
+    path = root / "store" / sha256
+    if not store.SHA256.fullmatch(sha256) or not path.is_file() or sha256_file(path) != sha256:
+        raise BundleError("a pushed file is not there, or has other bytes", sha256[:12], "run the deploy again")
+    return path
+
+
+def _checked(name: str) -> str:
+    if not _RELEASE.fullmatch(name):
+        raise InputError("not a release", name)
+    return name
