@@ -29,6 +29,7 @@ COMMANDS = (
     "export",
     "build",
     "bench",
+    "rank",
     "domains",
     "classify",
     "inspect",

@@ -128,7 +128,7 @@ def apply(model: nn.Module, spec: BackboneRow, state: State, size: int, origin: 
     was built without. Raises WeightsError that lists what else did not fit.
     """
     own = model.state_dict()
-    given = OrderedDict((_OLD_DENSENET.sub(r"\1\2", k), v) for k, v in state.items())
+    given = modern_names(state)
     fresh = _fit_auxiliary(given, own, spec)
     weight, bias = spec.head + ".weight", spec.head + ".bias"
     has_head = weight in given and given[weight].shape == own[weight].shape
@@ -144,6 +144,11 @@ def apply(model: nn.Module, spec: BackboneRow, state: State, size: int, origin: 
         given = _resized_positions(given, size, spec.multiple)
     _check(model, spec, given, own, {weight, bias} | fresh, origin, getattr(state, "_metadata", None))
     return has_head
+
+
+def modern_names(state: State) -> OrderedDict[str, torch.Tensor]:
+    """`state` with the names that torchvision's networks have today (published densenet files have older ones)."""
+    return OrderedDict((_OLD_DENSENET.sub(r"\1\2", k), v) for k, v in state.items())
 
 
 def _fit_auxiliary(given: OrderedDict[str, torch.Tensor], own: State, spec: BackboneRow) -> set[str]:

@@ -15,7 +15,7 @@ HEAVY = (
     "torch", "torchvision", "onnx", "onnxruntime", "onnxscript", "onnxslim", "onnx_graphsurgeon", "tensorrt",
     "tensorrt_rtx", "modelopt", "sklearn", "scipy", "matplotlib", "tensorboard", "safetensors", "numpy", "PIL",
 )  # fmt: skip
-COMMANDS = ("demo", "finetune", "adopt", "export", "build", "bench", "classify", "inspect", "verify", "doctor")
+COMMANDS = ("demo", "finetune", "adopt", "export", "build", "bench", "rank", "domains", "classify", "inspect", "verify", "doctor")
 DEVICE_SIDE = ("errors", "spec", "target", "monitor", "stats", "bundle", "images", "runtime", "measure", "engine")
 FOREIGN = (
     "torch",

@@ -1,0 +1,163 @@
+"""`edgetl rank`: which pretrained backbone to start from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from edgetl.cli.console import JsonFlag, OutOption, session
+from edgetl.errors import InputError
+from edgetl.spec import Fit
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+EXAMPLES = (
+    "Example:   edgetl rank photos --weights mobilenet_v2.pth resnet18.safetensors --image-size 128\n\n"
+    "What is on this disk, within a budget:   edgetl rank photos --budget-ms 20 --budget-mb 15"
+)
+STATE_DICTS = (".pth", ".pt", ".safetensors", ".bin", ".ckpt", ".tar")
+DEFAULT_WEIGHTS = ("embedded", "auto")
+
+
+def rank(
+    ctx: typer.Context,
+    data: Annotated[str, typer.Argument(help="Image folder, CSV, or torchvision:NAME.", metavar="DATA")],
+    more: Annotated[
+        list[str] | None, typer.Argument(help="More weights files, after --weights FILE.", metavar="[FILE]...")
+    ] = None,
+    weights: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="State dict FILEs (.pth, .safetensors), embedded, auto (torchvision's on this disk) or none; "
+            "repeatable. Default: embedded and auto.",
+            metavar="W...",
+        ),
+    ] = None,
+    backbone: Annotated[
+        list[str] | None, typer.Option(help="Only these networks, or what a file is of. Repeatable.", metavar="NAME")
+    ] = None,
+    backbone_args: Annotated[str, typer.Option(help="Builder arguments: width_mult=0.5,...", metavar="K=V,...")] = "",
+    budget_ms: Annotated[float | None, typer.Option(help="Leave out what is slower here.", metavar="MS")] = None,
+    budget_mb: Annotated[float | None, typer.Option(help="Leave out larger files (10^6 bytes).", metavar="MB")] = None,
+    precision: Annotated[str, typer.Option(help="Of the file that --budget-mb speaks of: fp32 or int8.")] = "fp32",
+    download: Annotated[
+        bool, typer.Option("--download", help="Fetch torchvision's weights: --backbone's, or of small networks.")
+    ] = False,
+    images: Annotated[int, typer.Option(help="At most this many training images, class-balanced.")] = 1000,
+    image_size: Annotated[int | None, typer.Option(min=1, help="The crop (default: each network's).")] = None,
+    fit: Annotated[Fit, typer.Option(help="How an image becomes a square.")] = Fit.CROP,
+    val_fraction: Annotated[float, typer.Option(help="Share for val, where DATA has no val: not looked at.")] = 0.15,
+    test_fraction: Annotated[float, typer.Option(help="Share for test, where DATA has no splits.")] = 0.15,
+    group_by: Annotated[
+        str, typer.Option(help="Images whose path matches alike stay in one fold.", metavar="REGEX")
+    ] = "",
+    skip_corrupt: Annotated[bool, typer.Option("--skip-corrupt", help="Leave corrupt images out, named.")] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    seed: Annotated[int, typer.Option(help="Of splits, draw, folds and random weights.")] = 0,
+    data_root: Annotated[
+        Path | None, typer.Option(help="Where torchvision:NAME is downloaded to.", metavar="DIR")
+    ] = None,
+    as_json: JsonFlag = False,
+    out: OutOption = None,
+) -> None:
+    """Rank pretrained backbones for your images before any training, and say what each costs.
+
+    Scores come from one pass over training images: a cross-validated linear probe (which ranks), LogME, H-score,
+    kNN, and LEEP and NCE where the weights have their classifier. Val and test are not looked at.
+    """
+    with session(ctx, as_json, out) as run:
+        from edgetl.images import ReadOptions, read_data
+        from edgetl.transfer.rank import RankOptions, Search
+        from edgetl.transfer.rank import rank as stage
+
+        source, chosen = sorted_out(data, more or [], weights or [])
+        named = tuple(backbone or ())
+        search = Search(chosen, named, backbone_args, image_size, fit, device, seed, download)
+        options = RankOptions(search, images, budget_ms, budget_mb, precision, skip_corrupt)
+        if source.startswith("torchvision:"):
+            from edgetl.transfer.datasets import materialise
+
+            source = str(materialise(source, data_root, run.monitor))
+        reading = ReadOptions(seed, val_fraction, test_fraction, group_by)
+        result = stage(read_data(source, reading), options, run.monitor)
+        run.done(result, show=lambda console: _show(console, result, source))
+
+
+def sorted_out(data: str, more: list[str], weights: list[str]) -> tuple[str, tuple[str, ...]]:
+    """(DATA, weights): `--weights a.pth b.pth` leaves b.pth among the arguments, before or after DATA.
+
+    Raises InputError where no argument, or more than one, is DATA.
+    """
+    arguments = [data, *more]
+    files = [a for a in arguments if weights and a.lower().endswith(STATE_DICTS)]
+    rest = [a for a in arguments if a not in files]
+    if len(rest) != 1:
+        do = "DATA is one folder, CSV or torchvision:NAME; weights files follow --weights"
+        raise InputError("one DATA is wanted", ", ".join(rest) or "none", do)
+    return rest[0], (*weights, *files) or DEFAULT_WEIGHTS
+
+
+def _show(console: Console, result: dict[str, Any], source: str) -> None:
+    from rich.table import Table
+
+    n = result["n"]
+    table = Table(title=f"On {n['images']} training images of {n['classes']} classes", title_justify="left")
+    table.add_column("backbone\nweights", overflow="fold", min_width=24)
+    for name in ("probe\n%", "LogME", "H-\nscore", "kNN\n%", "LEEP", "params\nM", "MACs\nM", "MB\n(int8)", "ms"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("front", justify="center", no_wrap=True)
+    for row in result["rows"]:
+        table.add_row(*_cells(row))
+    console.print(table)
+    clock = "this machine's GPU" if result["latency_evidence"] == "host-gpu" else "one thread of this machine's CPU"
+    console.print(
+        f"Ranked by the probe: cross-validated, 95 % intervals of about "
+        f"{_half_width(result['rows'])} points. ms: one image, PyTorch fp32, {clock}. int8: estimated from the layers. "
+        "front: no other is as accurate, as fast and as small.",
+        highlight=False,
+    )
+    if result["over_budget"]:
+        names_over = ", ".join(f"{r['backbone']} ({_short(r['weights'])})" for r in result["over_budget"])
+        console.print(f"Over budget, not scored: {names_over}", markup=False, highlight=False)
+    missing = result["needs_download"]
+    if missing:
+        console.print(
+            f"{len(missing)} networks of torchvision need a download and were not ranked, such as "
+            f"{', '.join(missing[:3])}: --download (with --backbone NAME) fetches.",
+            highlight=False,
+        )
+    if result["rows"]:
+        best = result["rows"][0]
+        size = f" --image-size {best['image_size']}"
+        line = f"edgetl finetune {source} --backbone {best['backbone']} --weights {best['weights']}{size} --to BUNDLE"
+        console.print(f"Next: {line}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    from rich.markup import escape
+
+    return [
+        f"{row['backbone']}\n[dim]{escape(_short(row['weights']))}[/]",
+        f"{100 * row['probe_accuracy']:.1f}",
+        f"{row['logme']:.3f}",
+        f"{row['h_score']:.2f}",
+        f"{100 * row['knn_accuracy']:.1f}",
+        "-" if row["leep"] is None else f"{row['leep']:.2f}",
+        f"{row['params'] / 1e6:.2f}",
+        f"{row['macs'] / 1e6:.0f}",
+        f"{row['size_fp32_mb']:.1f}\n({row['size_int8_mb']:.1f})",
+        f"{row['latency_ms']:.1f}",
+        "*" if row["pareto"] else "",
+    ]
+
+
+def _short(weights: str) -> str:
+    return Path(weights).name if weights not in ("auto", "embedded", "none") else weights
+
+
+def _half_width(rows: list[dict[str, Any]]) -> str:
+    widths = [50 * (row["probe_ci"][1] - row["probe_ci"][0]) for row in rows]
+    return f"{min(widths):.1f} to {max(widths):.1f}" if widths else "-"

@@ -1,0 +1,120 @@
+"""Which pretrained networks are ranked: files, the embedded one, and torchvision's rows whose weights are on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torchvision import models
+
+from edgetl import embedded
+from edgetl.errors import InputError, WeightsError
+from edgetl.spec import Fit
+from edgetl.transfer import backbones, weights
+from edgetl.transfer.pretrained import Wish
+from edgetl.transfer.rank.cost import blank
+
+WORDS = ("auto", "embedded", "none")
+# What --download fetches where no --backbone is named: classifiers of up to 12 M parameters, one or two a family.
+EDGE = (
+    "efficientnet_b0",
+    "mnasnet1_0",
+    "mobilenet_v2",
+    "mobilenet_v3_large",
+    "mobilenet_v3_small",
+    "regnet_y_400mf",
+    "resnet18",
+    "shufflenet_v2_x1_0",
+    "squeezenet1_1",
+)
+
+
+@dataclass(frozen=True)
+class Search:
+    """`weights`: auto, embedded, none or files; `named`: the backbones to look at (empty: any)."""
+
+    weights: tuple[str, ...] = ("embedded", "auto")
+    named: tuple[str, ...] = ()
+    arguments: str = ""
+    image_size: int | None = None
+    fit: Fit = Fit.CROP
+    device: str = "auto"
+    seed: int = 0
+    download: bool = False
+
+    def wish(self, backbone: str, choice: str) -> Wish:
+        """A network of this search."""
+        return Wish(backbone, choice, self.image_size, self.fit, self.device, self.seed, self.arguments)
+
+
+def candidates(search: Search) -> tuple[list[Wish], list[str]]:
+    """(networks to rank, torchvision rows that a download would add).
+
+    Raises BackboneError, WeightsError, InputError.
+    """
+    for name in search.named:
+        backbones.row(name)
+    found: list[Wish] = []
+    for choice in dict.fromkeys(search.weights):
+        if choice == "embedded":
+            found += [search.wish(embedded.NAME, choice)] if search.named in ((), (embedded.NAME,)) else []
+        elif choice == "none":
+            if not search.named:
+                do = "name the networks with --backbone"
+                raise InputError("random weights are those of any network", "--weights none", do)
+            found += [search.wish(name, choice) for name in search.named]
+        elif choice != "auto":
+            path = Path(choice)
+            found.append(search.wish(backbone_of(path, weights.read_state(path), search.named), choice))
+    rows = [name for name in search.named or backbones.names() if name != embedded.NAME]
+    there = [name for name in rows if on_disk(name)]
+    if "auto" in search.weights:
+        fetched = [n for n in rows if n not in there and n in (search.named or EDGE)] if search.download else []
+        found += [search.wish(name, "auto") for name in rows if name in there or name in fetched]
+        there += fetched
+    if not found:
+        do = "give --weights FILE, or --download to fetch torchvision's"
+        raise InputError("no pretrained weights to rank are on this disk", ", ".join(search.named) or "none", do)
+    return found, [name for name in rows if name not in there]
+
+
+def on_disk(name: str) -> bool:
+    """Whether torchvision's default weights of a backbone were downloaded before."""
+    url = str(models.get_model_weights(name).DEFAULT.url)
+    return (Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name).is_file()
+
+
+def backbone_of(path: Path, state: weights.State, named: Sequence[str]) -> str:
+    """The network whose weights these are: by the names and shapes of all but the head.
+
+    Of `named` where there are any: one alone is taken at its word (loading will tell). Raises WeightsError.
+    """
+    if len(named) == 1:
+        return named[0]
+    given = weights.modern_names(state)
+    for name in _likely_first(path, named or backbones.names()):
+        if _fits(given, name):
+            return name
+    do = "name it with --backbone (and --backbone-args)"
+    raise WeightsError("no backbone that is known has these weights", path, do)
+
+
+def _likely_first(path: Path, names: Iterable[str]) -> list[str]:
+    return sorted(names, key=lambda name: (name not in path.name, -len(name), name))
+
+
+def _fits(given: weights.State, name: str) -> bool:
+    spec = backbones.row(name)
+    return _shapes(given, spec) == _shapes(blank(name, 2, spec.size).state_dict(), spec)
+
+
+def _shapes(state: weights.State, spec: backbones.BackboneRow) -> dict[str, tuple[int, ...]]:
+    """What tells networks apart: not the head, nor auxiliary classifiers, nor what depends on the image size."""
+    left_out = (spec.head + ".", *spec.auxiliary_prefixes)
+    return {
+        key: () if key == "encoder.pos_embedding" else tuple(value.shape)
+        for key, value in state.items()
+        if not key.startswith(left_out) and not key.endswith("num_batches_tracked")
+    }

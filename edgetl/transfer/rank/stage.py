@@ -1,0 +1,189 @@
+"""The stage behind `edgetl rank`: training images and pretrained networks -> rows, the best first."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgetl.errors import DataError, InputError
+from edgetl.images import Dataset, Sample, draw_balanced
+from edgetl.monitor import SILENT, Monitor
+from edgetl.stats import wilson
+from edgetl.transfer import backbones
+from edgetl.transfer.decoded import Decoded
+from edgetl.transfer.feature_store import FeatureStore
+from edgetl.transfer.pretrained import Pretrained, Wish, open_pretrained
+from edgetl.transfer.rank import scores
+from edgetl.transfer.rank.candidates import Search, candidates
+from edgetl.transfer.rank.cost import Size, blank, latencies_ms, size_of
+from edgetl.transfer.rank.front import best_first, on_front
+
+LEAST = 10  # training images
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class RankOptions:
+    """Options of `edgetl rank`. Sizes are of the file in `precision`, fp32 or int8, in units of 10^6 bytes."""
+
+    search: Search = field(default_factory=Search)
+    images: int = 1000
+    budget_ms: float | None = None
+    budget_mb: float | None = None
+    precision: str = "fp32"
+    skip_corrupt: bool = False
+    cache: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.images < LEAST:
+            raise InputError("--images is too small to rank by", self.images, f"at least {LEAST}")
+        if self.precision not in ("fp32", "int8"):
+            raise InputError("unknown value of --precision", self.precision, "use fp32 or int8")
+        for name, value in (("--budget-ms", self.budget_ms), ("--budget-mb", self.budget_mb)):
+            if value is not None and not 0 < value < float("inf"):
+                raise InputError(f"{name} must be above 0", value)
+
+
+@dataclass(frozen=True)
+class _Images:
+    """The training images that are scored on, drawn once for all networks."""
+
+    root: Path
+    samples: Sequence[Sample]
+    classes: int  # of the data set
+
+    @property
+    def targets(self) -> npt.NDArray[np.int64]:
+        return np.array([s.target for s in self.samples], np.int64)
+
+    @property
+    def groups(self) -> npt.NDArray[np.str_] | None:
+        """Which images belong together; None where no image has a group."""
+        if not any(s.group for s in self.samples):
+            return None
+        return np.array([s.group or s.digest for s in self.samples])
+
+
+def rank(data: Dataset, options: RankOptions, monitor: Monitor = SILENT) -> dict[str, Any]:
+    """Score every candidate on the train split and order them; returns the object of cli.md and more.
+
+    Each network passes over the images once; features are kept by content (feature_store). Val and test are not
+    looked at. Raises DataError, WeightsError, BackboneError, InputError, DiskError.
+    """
+    started = time.perf_counter()
+    for line in data.warnings:
+        monitor.warn(line)
+    images = _drawn(data, options)
+    wishes, needs_download = candidates(options.search)
+    fitting, over = _within_budget(wishes, images.classes, options, monitor)
+    rows = _scored(fitting, images, options, monitor)
+    front = on_front([(-r["probe_accuracy"], r["latency_ms"], r["size_fp32_mb"]) for r in rows])
+    for row, optimal in zip(rows, front, strict=True):
+        row["pareto"] = optimal
+    return {
+        "rows": best_first(rows),
+        "by": "probe_accuracy, then logme",
+        "over_budget": over,
+        "needs_download": needs_download,
+        "n": {"images": len(images.samples), "train": len(data.split("train")), "classes": images.classes},
+        "latency_evidence": "host-gpu" if any(w.device == "cuda" for w in wishes) else "host-cpu",
+        "seconds": round(time.perf_counter() - started, 3),
+    }
+
+
+def _drawn(data: Dataset, options: RankOptions) -> _Images:
+    """A seeded, class-balanced draw from train without identical images. Raises DataError where it is too small."""
+    samples = draw_balanced(data.split("train"), options.images, options.search.seed)
+    counts = np.bincount([s.target for s in samples], minlength=len(data.labels))
+    if len(samples) < LEAST or (counts >= 2).sum() < 2:
+        what = f"{len(samples)} different images, {int((counts >= 2).sum())} classes with two or more"
+        raise DataError("too few training images to rank by", what, f"at least {LEAST}, and two classes with two each")
+    return _Images(data.root, samples, len(data.labels))
+
+
+def _within_budget(
+    wishes: Sequence[Wish], classes: int, options: RankOptions, monitor: Monitor
+) -> tuple[list[tuple[Wish, Row]], list[Row]]:
+    """(what is within the budgets, with its costs; rows of what is not): sizes first, then clocks.
+
+    One clock reading for each architecture: weights make no difference to it.
+    """
+    kept: list[tuple[Wish, Row]] = []
+    over: list[Row] = []
+    for wish in wishes:
+        cost = _costs(wish, classes)
+        size = cost[f"size_{options.precision}_mb"]
+        within = options.budget_mb is None or size <= options.budget_mb
+        (kept if within else over).append((wish, cost) if within else _over(wish, cost))  # type: ignore[arg-type]
+    timed = {_shape(wish): replace(wish, weights="none", device=wish.device) for wish, _ in kept}
+    clock = latencies_ms({name: open_pretrained(wish) for name, wish in timed.items()})
+    for wish, cost in kept:
+        cost["latency_ms"] = round(clock[_shape(wish)], 4)
+    slow = [(w, c) for w, c in kept if options.budget_ms is not None and c["latency_ms"] > options.budget_ms]
+    return [pair for pair in kept if pair not in slow], over + [_over(*pair) for pair in slow]
+
+
+def _over(wish: Wish, cost: Row) -> Row:
+    return {"backbone": wish.backbone, "weights": wish.weights, **cost}
+
+
+def _shape(wish: Wish) -> str:
+    return f"{wish.backbone} {wish.image_size} {wish.arguments}"
+
+
+def _costs(wish: Wish, classes: int) -> Row:
+    spec = backbones.row(str(wish.backbone))
+    size = wish.image_size or spec.size
+    spec.check_size(size)
+    found: Size = size_of(blank(spec.name, classes, size, backbones.parse_arguments(wish.arguments)), size)
+    return {
+        "params": found.params,
+        "macs": found.macs,
+        "size_fp32_mb": round(found.fp32_bytes / 1e6, 3),
+        "size_int8_mb": round(found.int8_bytes / 1e6, 3),
+        "latency_ms": None,
+    }
+
+
+def _scored(fitting: Sequence[tuple[Wish, Row]], images: _Images, options: RankOptions, monitor: Monitor) -> list[Row]:
+    store = FeatureStore(options.cache)
+    decoded: dict[Any, Decoded] = {}
+    rows = []
+    for number, (wish, cost) in enumerate(fitting):
+        network = open_pretrained(wish)
+        pixels = decoded.setdefault(network.preprocess, Decoded(images.root, network.preprocess))
+        if options.skip_corrupt and not number:
+            images = replace(images, samples=pixels.sound(images.samples, monitor))
+        began = time.perf_counter()
+        features = network.features(images.samples, pixels.inputs, store, monitor)
+        passed = time.perf_counter()
+        found = _scores(network, features, images, options.search.seed)
+        seconds = {"features_s": round(passed - began, 3), "scores_s": round(time.perf_counter() - passed, 3)}
+        facts = {"image_size": network.preprocess.size, "provenance": network.provenance}
+        rows.append({"backbone": network.spec.name, "weights": wish.weights, **found, **cost, **facts, **seconds})
+        monitor.progress("networks", number + 1, len(fitting))
+    return rows
+
+
+def _scores(network: Pretrained, features: npt.NDArray[np.float32], images: _Images, seed: int) -> Row:
+    targets = images.targets
+    hits = scores.probe_hits(features, targets, images.groups, seed)
+    low, high = wilson(int(hits.sum()), len(hits))
+    head = network.source_head
+    said = head.probabilities(features) if head else None
+    return {
+        "logme": round(scores.logme(features, targets), 5),
+        "h_score": round(scores.h_score(features, targets), 5),
+        "probe_accuracy": round(float(hits.mean()), 5),
+        "probe_ci": [round(low, 5), round(high, 5)],
+        "knn_accuracy": round(scores.knn_accuracy(features, targets), 5),
+        "leep": round(scores.leep(said, targets), 5) if said is not None else None,
+        "nce": round(scores.nce(said, targets), 5) if said is not None else None,
+        "features": int(features.shape[1]),
+    }
