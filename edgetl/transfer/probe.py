@@ -65,10 +65,16 @@ def fit(features: Floats, targets: Ints, classes: int, seed: int, monitor: Monit
 
 def _fit(features: Floats, targets: Ints, classes: int, seed: int, monitor: Monitor) -> Probe:
     weights = class_weights(targets, classes)
-    scaler = StandardScaler().fit(features)
-    scaled = scaler.transform(features)
-    c = _choose(scaled, targets, weights, seed, monitor)
-    weight, bias = _regress(scaled, targets, c, weights, iterations=1000)
+    scaled = StandardScaler().fit_transform(features)
+    return fit_at(features, targets, classes, _choose(scaled, targets, weights, seed, monitor))
+
+
+def fit_at(features: Floats, targets: Ints, classes: int, c: float) -> Probe:
+    """`fit` with C given."""
+    with threadpool_limits(1 if features.size < THREADED_FROM else None, "blas"):
+        scaler = StandardScaler().fit(features)
+        scaled = scaler.transform(features)
+        weight, bias = _regress(scaled, targets, c, class_weights(targets, classes), iterations=1000)
     return Probe(*folded(weight, bias, scaler), c)
 
 
