@@ -12,6 +12,7 @@
     |   |   `-- ParityError     a graph does not say what PyTorch says
     |   |-- EngineError         parser or builder refused, or the engine lost its precision
     |   |-- BackendError        a runtime is missing or failed
+    |   |-- ConnectionLost      a device cannot be reached, or was lost on the way
     |   `-- DiskError           disk full, no permission
     `-- ContractUnmet           exit 3: a contract was asked for and not met; carries the full result
 
@@ -91,6 +92,10 @@ class EngineError(StageError):
 
 class BackendError(StageError):
     """A runtime (onnxruntime, TensorRT, CUDA) is missing or failed."""
+
+
+class ConnectionLost(StageError):
+    """A device cannot be reached, does not let us in, or was lost on the way."""
 
 
 class DiskError(StageError):

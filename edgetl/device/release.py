@@ -1,7 +1,7 @@
 """Releases: made of stored files, switched to in one step, rolled back to, and swept. Python 3.8.
 
-A release is a bundle folder, named by the first 12 digits of the sha256 of the manifest it was pushed with. `serve.json`
-in it says which variant serves. Whatever ends a step, `current` points to a whole release, the old one or the new.
+A release is a bundle folder, named by the first 12 digits of the sha256 of the manifest it was pushed with.
+`serve.json` in it says which variant serves. Whatever ends a step, `current` points to a whole release, the old one or the new.
 """
 
 from __future__ import annotations
