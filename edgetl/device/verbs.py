@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Callable, Dict, List
@@ -232,6 +233,48 @@ def _emit(line: Result) -> None:
     print(json.dumps(line, ensure_ascii=False, allow_nan=False), flush=True)
 
 
+def _root_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("state", type=Path, metavar="DIR", help="the deployment folder")
+
+
+def _receive(given: argparse.Namespace, monitor: Monitor) -> Result:
+    from edgetl.device.receive import receive
+
+    return receive(given.state, sys.stdin.buffer, monitor)
+
+
+def _install_options(parser: argparse.ArgumentParser) -> None:
+    _root_argument(parser)
+    parser.add_argument("--manifest", required=True, metavar="SHA256", help="of the release, as it was pushed")
+    parser.add_argument("--images", metavar="SHA256", help="of the list of images to prove with")
+
+
+def _install(given: argparse.Namespace, monitor: Monitor) -> Result:
+    from edgetl.device.release import install, place_images
+
+    made = install(given.state, given.manifest)
+    if given.images is not None:
+        made["images"] = str(place_images(given.state, given.images))
+    return made
+
+
+def _activate_options(parser: argparse.ArgumentParser) -> None:
+    _root_argument(parser)
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--release", metavar="NAME")
+    which.add_argument("--rollback", action="store_true", help="the release that served before")
+    parser.add_argument("--serve", default="{}", metavar="JSON", help="what serves: precision, backend, profile")
+    parser.add_argument("--keep", type=int, default=3, metavar="N", help="releases kept")
+
+
+def _activate(given: argparse.Namespace, monitor: Monitor) -> Result:
+    from edgetl.device.release import activate, rollback
+
+    if given.rollback:
+        return rollback(given.state, given.keep)
+    return activate(given.state, given.release, json.loads(given.serve), given.keep)
+
+
 def _selftest_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seconds", type=float, default=1.0, help="timed for each backend, at least")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="leave the built engines there")
@@ -252,6 +295,9 @@ VERBS: Dict[str, Verb] = {
     "classify": Verb("name the class of image files", _classify_options, _classify),
     "verify": Verb("the golden cases: pixels, backend against graph, graph against PyTorch", _wish_options, _verify),
     "run": Verb("classify a stream, one JSON line an image", _run_options, _run),
+    "receive": Verb("files by content, from stdin", _root_argument, _receive),
+    "install": Verb("a release of files that were received", _install_options, _install),
+    "activate": Verb("switch to a release, and sweep", _activate_options, _activate),
     "selftest": Verb(
         "all of it on tiny graphs that travel with the app: send its JSON back", _selftest_options, _selftest
     ),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -84,9 +85,9 @@ def _saved(work: Path, name: str, array: Any, record: dict[str, Any]) -> NewArti
 class Device:
     """Runs the device's command line in a process of its own, from the source tree."""
 
-    def __init__(self, python: str = sys.executable, where: Path = ROOT) -> None:
+    def __init__(self, python: str = sys.executable, where: str = str(ROOT), **environment: str) -> None:
         self.python = python
-        self.environment = {**os.environ, "PYTHONPATH": str(where), "OMP_NUM_THREADS": "1"}
+        self.environment = {**os.environ, "PYTHONPATH": where, "OMP_NUM_THREADS": "1", **environment}
 
     def command(self, *words: object) -> list[str]:
         return [self.python, "-m", "edgetl.device", *map(str, words)]
@@ -115,6 +116,33 @@ class Device:
 def device() -> Device:
     """device("probe") -> its object; device.run(...) -> the finished process."""
     return Device()
+
+
+DOUBLES = ROOT / "tests/doubles"
+
+
+@pytest.fixture(scope="session")
+def cuda_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the CUDA double in it, under the name that the loader looks for."""
+    compiler = shutil.which("gcc") or shutil.which("cc")
+    if compiler is None:
+        pytest.skip("no C compiler here")
+    folder = tmp_path_factory.mktemp("cuda")
+    source = DOUBLES / "cuda_double.c"
+    subprocess.run(
+        [compiler, "-O1", "-shared", "-fPIC", "-o", str(folder / "libcudart.so.13"), str(source)], check=True
+    )
+    return folder
+
+
+@pytest.fixture
+def with_tensorrt(cuda_folder: Path) -> Callable[..., Device]:
+    """with_tensorrt(DOUBLE_TRT_NEEDS="256,1") -> a Device whose `tensorrt` and libcudart are the doubles."""
+
+    def make(**environment: str) -> Device:
+        return Device(where=f"{ROOT}:{DOUBLES}", LD_LIBRARY_PATH=str(cuda_folder), **environment)
+
+    return make
 
 
 @pytest.fixture

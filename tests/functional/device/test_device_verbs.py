@@ -165,7 +165,9 @@ def test_run_follows_a_folder_until_it_is_stopped(device: Any, device_bundle: Pa
 
 @pytest.mark.parametrize("source, words", [("ftp://x", "unknown kind"), ("/no/such/folder", "no such folder")])
 def test_a_source_that_is_none(device: Any, device_bundle: Path, source: str, words: str) -> None:
-    assert words in device("run", device_bundle, "--source", source, "--precision", "fp32", *ORT, code=1)["error"]["what"]
+    assert (
+        words in device("run", device_bundle, "--source", source, "--precision", "fp32", *ORT, code=1)["error"]["what"]
+    )
 
 
 def test_a_stream_of_frames_goes_through_gstreamer(device: Any, device_bundle: Path) -> None:

@@ -23,7 +23,7 @@ from edgetl.errors import BackendError
 from edgetl.runtime import cudart, trt
 from edgetl.runtime.trt import TrtBackend
 
-SOURCE = Path(__file__).with_name("cuda_double.c")
+SOURCE = Path(__file__).resolve().parents[2] / "doubles/cuda_double.c"
 MAX, CLASSES = 4, 5
 MODES = [(False, False), (True, False), (False, True), (True, True)]
 
