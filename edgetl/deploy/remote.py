@@ -1,0 +1,130 @@
+"""The device as seen from here: its app called verb by verb over one connection, pushed when it lacks it.
+
+Everything lies below ~/.local/share/edgetl (relative to the login folder, so no absolute path is known or sent), with
+private modes. A job (build, bench, verify) outlives the connection: where that breaks, the same call joins it again.
+"""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from edgetl.bundle import sha256_bytes
+from edgetl.deploy.ssh import Body, Connection, Done
+from edgetl.errors import BackendError, ConnectionLost, ContractUnmet, EdgetlError
+from edgetl.monitor import SILENT, Monitor
+from edgetl.protocol import PROTOCOL, read_answer
+
+HOME = ".local/share/edgetl"
+_WAITS_S = (1.0, 2.0, 4.0, 8.0, 8.0, 8.0)  # between tries to join a job whose connection broke
+Answer = dict[str, Any]
+
+
+class Device:
+    """One deployment folder on one device. `app`: the zipapp's bytes. `moved` counts bytes pushed."""
+
+    def __init__(self, connection: Connection, name: str, app: bytes, monitor: Monitor = SILENT) -> None:
+        self.connection, self.name, self.monitor = connection, name, monitor
+        self.root = f"{HOME}/{name}"
+        self._app = app
+        self._path = f"{HOME}/app/edgetl-{sha256_bytes(app)[:12]}.pyz"
+        self.moved = 0
+        self.starts = 0  # of Python on the device
+
+    def call(self, verb: str, *words: str, body: Body = b"", job: bool = False) -> Answer:
+        """The answer of a verb; `job`: it outlives the connection, and is joined again when that breaks.
+
+        Raises the device's own error (ContractUnmet with its result), ConnectionLost, BackendError.
+        """
+        arguments = ["--protocol", str(PROTOCOL)]
+        if job:
+            named = sha256_bytes(shlex.join([verb, *words]).encode())[:12]
+            arguments += ["--job", f"{self.root}/jobs/{verb}-{named}"]
+        command = ["python3", self._path, *arguments, verb, *words]
+        done = self._run(command, body, job)
+        if done.code == 2 and "can't open file" in done.stderr:
+            self.push_app()
+            done = self._run(command, body, job)
+        if done.code == 127:
+            raise BackendError("the device has no python3", self.connection.host, "install it: it comes with JetPack")
+        answer = read_answer(done.stdout)
+        error = answer.get("error")
+        if error:
+            said = (error["what"], error["value"], error["do"])
+            if done.code == ContractUnmet.exit_code:
+                raise ContractUnmet(*said, result=answer)
+            raise EdgetlError(*said)
+        return answer
+
+    def push_app(self) -> None:
+        """Put the app in its place: whole, or not there."""
+        folder, path = shlex.quote(f"{HOME}/app"), shlex.quote(self._path)
+        script = f"umask 077 && mkdir -p {folder} && cat > {path}.$$ && mv {path}.$$ {path}"
+        done = self.shell(script, self._app)
+        if done.code:
+            raise BackendError(
+                "the app could not be written on the device", _last(done.stderr), "free some space there"
+            )
+        self.moved += len(self._app)
+
+    def shell(self, script: str, body: Body = b"") -> Done:
+        """A line of sh; what goes into it must be quoted."""
+        return self.connection.run(["sh", "-c", script], body)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """One deploy at a time into this folder; let go of when the connection ends, however it ends.
+
+        Raises BackendError where another deploy has it.
+        """
+        root = shlex.quote(self.root)
+        script = f"umask 077; mkdir -p {root} && exec flock -n {root}/lock sh -c 'echo locked; exec cat >/dev/null'"
+        process = self.connection.start(["sh", "-c", script])
+        assert process.stdin and process.stdout and process.stderr
+        try:
+            if process.stdout.readline().strip() != b"locked":
+                _, said = process.communicate()
+                raise self._not_locked(process, said.decode("utf-8", "replace"))
+            yield
+        finally:
+            process.stdin.close()
+            process.kill()
+            process.wait()
+            process.stdout.close()
+            process.stderr.close()
+
+    def _not_locked(self, process: subprocess.Popen[bytes], said: str) -> EdgetlError:
+        if process.returncode == 255:
+            return self.connection.lost(said)
+        if said.strip():
+            return BackendError("the device's folder cannot be used", f"{self.root}: {_last(said)}")
+        return BackendError(
+            "another deploy into this folder is running", self.root, "wait for it, or use another --name"
+        )
+
+    def _run(self, command: Sequence[str], body: Body, job: bool) -> Done:
+        self.starts += 1
+        if not job:
+            return self.connection.run(command, body, self._live)
+        for wait in (*_WAITS_S, None):
+            try:
+                return self.connection.run(command, body, self._live)
+            except ConnectionLost as error:
+                if wait is None:
+                    raise
+                self.monitor.warn(f"{error.what}: joining the work on the device again in {wait:g} s")
+                time.sleep(wait)
+        raise AssertionError
+
+    def _live(self, line: str) -> None:
+        said = line.strip()
+        if said:
+            self.monitor.say("device: " + said)
+
+
+def _last(text: str) -> str:
+    return (text.strip().splitlines() or ["no reason given"])[-1]
