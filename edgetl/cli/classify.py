@@ -62,7 +62,7 @@ def classify(
         threshold = (abstain or {}).get("threshold") or 0.0
         if abstain and abstain["threshold"] is None:
             run.monitor.warn(f"every image is answered: {why_not(abstain)}")
-        explanations = Explanations(opened, explain) if explain else None
+        explanations = Explanations(opened, explain, run.monitor) if explain else None
         backend = open_record(opened, record)
         predictions: list[dict[str, Any]] = []
         try:

@@ -10,7 +10,9 @@ from edgetl.errors import InputError
 
 if TYPE_CHECKING:
     from edgetl.bundle import Bundle
+    from edgetl.monitor import Monitor
 
+FEW_PLACES = 4
 NAME_BYTES = 100  # of a photo's own name in that of its picture
 
 
@@ -20,7 +22,7 @@ class Explanations:
     Raises InputError where a file has the folder's name, BundleError for a bundle without a PyTorch network.
     """
 
-    def __init__(self, bundle: Bundle, folder: Path) -> None:
+    def __init__(self, bundle: Bundle, folder: Path, monitor: Monitor) -> None:
         if folder.exists() and not folder.is_dir():
             raise InputError("--explain wants a folder, and this is a file", folder, "give another name")
         from edgetl.transfer.explain import Explainer
@@ -28,6 +30,8 @@ class Explanations:
         self._bundle = bundle
         self._folder = folder
         self._explainer = Explainer(bundle)
+        self._monitor = monitor
+        self._told = False
 
     def save(self, photo: Path, encoded: bytes, label: str) -> Path:
         """The map of what speaks for `label` in this photo, laid over it; returns the PNG's path."""
@@ -41,6 +45,10 @@ class Explanations:
 
         spec = self._bundle.preprocess
         found = self._explainer.map(to_input(encoded, spec, photo), self._bundle.labels.index(label))
+        places = self._explainer.places
+        if places < FEW_PLACES and not self._told:
+            self._told = True
+            self._monitor.warn(f"the maps are coarse: {places} x {places} places on {spec.size} px")
         drawn = overlay(np.asarray(decode(encoded, photo)), found, spec)
         stream = io.BytesIO()
         Image.fromarray(drawn).save(stream, "PNG")

@@ -1,12 +1,14 @@
 """Class-activation maps: which parts of an image a fine-tuned network names a class by.
 
-Grad-CAM (Selvaraju et al. 2017, equations 1 and 2) on the last layer that still has a place for each part of the
-image, through the grad-cam package: gradients of the class's logit, averaged over the places, weight the channels;
-what speaks for the class stays.
+HiResCAM (Draelos and Carin 2020, section 3.4) on the last layer that still has a place for each part of the image,
+through the grad-cam package: gradient of the class's log-odds times activation, summed over the channels; what speaks
+for the class stays. Behind a mean over the places and a linear head this is Grad-CAM (Selvaraju et al. 2017) and CAM;
+behind fully connected layers or attention Grad-CAM's averaging of gradients would point elsewhere (docs/log.md).
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,8 +16,7 @@ import numpy.typing as npt
 import torch
 from matplotlib import colormaps
 from PIL import Image
-from pytorch_grad_cam import GradCAM
-from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+from pytorch_grad_cam import HiResCAM
 
 from edgetl.errors import BackboneError, BundleError
 from edgetl.images import placement
@@ -51,8 +52,9 @@ class Explainer:
         network.requires_grad_(False)
         self._spec = backbones.row(bundle.manifest["model"]["backbone"])
         layer = backbones.last_map_of(network.backbone, self._spec)
-        self._cam = GradCAM(network, [layer], _LAYOUTS[self._spec.map_layout])
+        self._cam = HiResCAM(network, [layer], _LAYOUTS[self._spec.map_layout])
         self._cam.compute_input_gradient = True
+        self.places = 0  # on a side of the last map; known after the first image
 
     def map(self, pixels: Pixels, target: int) -> Map:
         """What speaks for class `target` in pixels uint8 (S, S, 3): float32 (S, S), 0 to 1 at its strongest place.
@@ -60,8 +62,8 @@ class Explainer:
         All 0 where nothing does. Raises BackboneError where the map has one place only.
         """
         image = torch.from_numpy(pixels).permute(2, 0, 1)[None].float()
-        found = np.asarray(self._cam(image, [ClassifierOutputTarget(target)])[0], np.float32)
-        places = self._cam.activations_and_grads.activations[0].shape[-1]
+        found = np.asarray(self._cam(image, [partial(_log_odds, target=target)])[0], np.float32)
+        places = self.places = int(self._cam.activations_and_grads.activations[0].shape[-1])
         if places < 2:
             raise BackboneError(
                 "the network's last map has a single place at this size, which tells no parts apart",
@@ -73,6 +75,12 @@ class Explainer:
             found = np.pad(found[shift:, shift:], (0, shift), mode="edge")
         peak = float(found.max())
         return found / np.float32(peak) if peak > 0 else found
+
+
+def _log_odds(logits: torch.Tensor, target: int) -> torch.Tensor:
+    """log p / (1 - p) of a class, from logits (C,): a logit alone says nothing, as all may be shifted alike."""
+    others = torch.cat([logits[:target], logits[target + 1 :]])
+    return logits[target] - torch.logsumexp(others, 0)
 
 
 def _tokens_as_map(tokens: torch.Tensor) -> torch.Tensor:
