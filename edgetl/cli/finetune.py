@@ -45,6 +45,19 @@ KeepOption = Annotated[str, typer.Option(help="Hold the training to the pretrain
 TeacherOption = Annotated[
     Path | None, typer.Option(help="A bundle of the same classes that teaches this backbone.", metavar="BUNDLE")
 ]
+AdaptOption = Annotated[
+    str,
+    typer.Option(
+        help="To the domain of --unlabelled: none, standardise, mmd, jmmd, coral, dann, cdan, mcc, or auto.",
+        metavar="METHOD",
+    ),
+]
+UnlabelledOption = Annotated[
+    Path | None, typer.Option(help="Images without labels, for --adapt and --teacher.", metavar="DIR")
+]
+AdaptClassesOption = Annotated[
+    str, typer.Option(help="source: learn DATA's classes though the folders in --unlabelled differ.", metavar="C")
+]
 EpochsOption = Annotated[int | None, typer.Option(help="At most this many (default: by the size of the set).")]
 HeadEpochsOption = Annotated[int, typer.Option(help="The first N epochs train the head alone.")]
 LrOption = Annotated[float | None, typer.Option(help="Peak learning rate of the head; the body's follows.")]
@@ -89,6 +102,9 @@ def finetune(
     strategy: StrategyOption = None,
     keep: KeepOption = "none",
     teacher: TeacherOption = None,
+    adapt: AdaptOption = "none",
+    unlabelled: UnlabelledOption = None,
+    adapt_classes: AdaptClassesOption = "same",
     epochs: EpochsOption = None,
     head_epochs: HeadEpochsOption = 0,
     lr: LrOption = None,
@@ -169,6 +185,9 @@ def _show(console: Console, result: dict[str, Any]) -> None:
                 name, f"{found['accuracy']:.3f}", f"{low:.3f} - {high:.3f}", f"{found['macro_f1']:.3f}", str(found["n"])
             )
     console.print(table)
+    if found := result.get("adaptation"):
+        kept = "source-only" if found["kept"] == "none" else found["kept"]
+        console.print(f"{found['n_unlabelled']} unlabelled images; kept: {kept}: {found['why']}", soft_wrap=True)
     show_evaluation(console, result)
     bundle = result["bundle"]
     console.print(f"{bundle}  ({result['seconds']:.0f} s). Next: edgetl export {bundle} --int8", soft_wrap=True)

@@ -10,7 +10,7 @@ from edgetl.bundle import Bundle
 from edgetl.errors import DataError, InputError
 from edgetl.graph.options import ExportOptions
 from edgetl.images import Sample, draw_balanced
-from edgetl.images.of_bundle import open_data, read_unlabelled, without
+from edgetl.images.of_bundle import UNLABELLED, open_data, read_unlabelled, without
 
 TRAINING_IMAGES = 4096  # for --rescue qat; decoded into a scratch file of 0.6 GB at 224 px
 TEST_IMAGES = 256  # what the shipped graph's drop is shown on beside val; the bench takes all of them
@@ -71,7 +71,8 @@ def _drawn(bundle: Bundle, options: ExportOptions) -> tuple[ImageSet, Sequence[S
         found = draw_balanced(pool, limit, options.seed)
     else:
         data, own, name = open_data(bundle, "calibration", option="--calib")
-        pool = list(data.split("train"))
+        # An adapted bundle meets the target's images, so these are what its ranges are for.
+        pool = list(data.split("unlabelled") or data.split("train"))
         # The bundle's own draw; a prefix of it is balanced too. It holds 512 at most, --calib-size may ask for more.
         found = [*own[:limit], *draw_balanced(without(pool, own), limit - len(own), options.seed)]
     if not found:
@@ -81,6 +82,8 @@ def _drawn(bundle: Bundle, options: ExportOptions) -> tuple[ImageSet, Sequence[S
 
 def _remarks(bundle: Bundle, calibration: ImageSet) -> tuple[str, ...]:
     there = {s.target for s in calibration.samples}
+    if UNLABELLED in there:
+        return (f"calibrated on {len(calibration.samples)} of the unlabelled images that the bundle was adapted to",)
     missing = [label for i, label in enumerate(bundle.labels) if i not in there]
     if not missing:
         return ()

@@ -51,10 +51,11 @@ class Dataset:
         return [s for name in SPLITS for s in self.split(name)]
 
     def counts(self, name: str) -> Dict[str, int]:
-        """Images by label in a split."""
+        """Images by label in a split; those without a label are not counted."""
         found = [0] * len(self.labels)
         for sample in self.split(name):
-            found[sample.target] += 1
+            if sample.target >= 0:
+                found[sample.target] += 1
         return dict(zip(self.labels, found))
 
     def to_json(self) -> Dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from edgetl.errors import InputError
 from edgetl.spec import Fit
+from edgetl.transfer.adapt import methods
 
 DEFAULT_BACKBONE = "resnet18"
 FROZEN_STATISTICS_BELOW = 10_000  # training images; below it, statistics that move cost points (docs/log.md)
@@ -137,6 +138,7 @@ class FinetuneOptions:
             raise InputError("scratch starts from random weights", "--weights " + self.weights, "leave --weights out")
         self._check_keep()
         self._check_teacher()
+        self._check_adapt()
 
     def _check_keep(self) -> None:
         _one_of("--keep", self.keep, KEEPS)
@@ -158,6 +160,14 @@ class FinetuneOptions:
             raise InputError(
                 "--unlabelled is for --teacher and --adapt", self.unlabelled, "give one of them, or leave it out"
             )
+
+    def _check_adapt(self) -> None:
+        _one_of("--adapt", self.adapt, methods.CHOICES)
+        _one_of("--adapt-classes", self.adapt_classes, ("same", "source"))
+        if self.adapt != methods.NONE and self.unlabelled is None:
+            raise InputError("--adapt wants images to adapt to", f"--adapt {self.adapt}", "give --unlabelled DIR")
+        if self.adapt_classes != "same" and self.adapt == methods.NONE:
+            raise InputError("--adapt-classes is for --adapt", self.adapt_classes, "leave it out")
 
     @property
     def plan(self) -> Strategy:

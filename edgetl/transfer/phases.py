@@ -16,7 +16,9 @@ from edgetl.errors import CorruptImage
 from edgetl.images import Dataset, Sample
 from edgetl.monitor import Monitor
 from edgetl.transfer import leakage, logs, record
+from edgetl.transfer.adapt.phase import adapt
 from edgetl.transfer.budget import learning_curve
+from edgetl.transfer.choose import FROZEN
 from edgetl.transfer.confidence import confidence
 from edgetl.transfer.division import known
 from edgetl.transfer.fit import fit
@@ -40,30 +42,32 @@ def carry_out(
         start.network.to(start.device).to(memory_format=torch.channels_last)
         evaluated = _evaluated(run)
         found = fit(run)
-        chosen, tuned = found.chosen, found.tuned
+        adaptation = adapt(run, found.chosen in FROZEN)
+        val_logits = run.logits("val") if adaptation and adaptation.adapted else found.val
         # Looked at once, when everything has been decided.
         test_logits = run.logits("test") if run.data.split("test") else None
-        held, golden = record.drawn(run.data, options.seed)
+        held, golden = record.drawn(run.data, options.seed, adaptation.samples if adaptation else ())
         result = {
             "bundle": str(to),
             "backbone": start.spec.name,
             "strategy": options.plan.name,
-            "chosen": chosen,
+            "chosen": adaptation.kept if adaptation and adaptation.adapted else found.chosen,
             "labels": list(data.labels),
             "n": {split: len(held.split(split)) for split in ("train", "val", "test", "calibration")},
             "selection": found.choice.selection(),
             "best_epoch": found.best_epoch,
-            "val": run.metrics(found.val, "val"),
+            "val": run.metrics(val_logits, "val"),
             "test": None if test_logits is None else run.metrics(test_logits, "test"),
             "linear_probe": run.metrics(found.probe_val, "val"),
+            "adaptation": None if adaptation is None else adaptation.told,
             "near_duplicates": None if alike is None else leakage.summary(alike),
-            "confidence": confidence(run, found.val, test_logits),
+            "confidence": confidence(run, val_logits, test_logits),
             **evaluated,
             "seconds": round(time.perf_counter() - started, 3),
             "images_per_second": round(run.images_per_second, 2),
         }
         run.data = held
-        made = _record(run, to, golden, result, tuned)
+        made = _record(run, to, golden, result, found.tuned)
         leakage.keep(made, alike)
     finally:
         store.close()

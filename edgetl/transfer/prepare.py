@@ -15,6 +15,7 @@ from edgetl.images.of_bundle import read_unlabelled
 from edgetl.monitor import SILENT, Monitor
 from edgetl.spec import Preprocess
 from edgetl.transfer import backbones, weights
+from edgetl.transfer.adapt import methods, target
 from edgetl.transfer.augment import stream_seed
 from edgetl.transfer.backbones import BackboneRow
 from edgetl.transfer.distil import Teacher, open_teacher
@@ -44,7 +45,7 @@ def prepare(data: Dataset, options: FinetuneOptions, monitor: Monitor = SILENT) 
     device = _device(options)
     check_splits(data)
     teacher = open_teacher(options.teacher, data, monitor) if options.teacher else None
-    unlabelled = _unlabelled(options.unlabelled, monitor) if options.unlabelled else ()
+    unlabelled = _unlabelled(options.unlabelled, data, options, monitor) if options.unlabelled else ()
     # Sizes are checked before weights are looked for: they may have to be downloaded.
     spec.check_size(options.image_size or spec.size)
     found = weights.load(options.source, spec)
@@ -74,10 +75,13 @@ def prepare(data: Dataset, options: FinetuneOptions, monitor: Monitor = SILENT) 
     return Start(spec, arguments, network, preprocess, dict(found.provenance), device, identity, teacher, unlabelled)
 
 
-def _unlabelled(folder: Path, monitor: Monitor) -> tuple[Sample, ...]:
-    """Every different image below `folder`. Raises DataError where there is none."""
+def _unlabelled(folder: Path, data: Dataset, options: FinetuneOptions, monitor: Monitor) -> tuple[Sample, ...]:
+    """Every different image below `folder`. Raises DataError where there is none, or where --adapt cannot use it."""
     root, found = read_unlabelled(str(folder))
-    if any("/" in sample.path for sample in found):
+    if options.adapt != methods.NONE:
+        found = target.of_source_classes(folder, found, data.labels, options.adapt_classes, monitor)
+        target.apart_from(found, data)  # too few are told now, the rest when they are used
+    elif any("/" in sample.path for sample in found):
         monitor.say(f"{folder} has subfolders: their names are not taken for labels")
     return tuple({s.digest: replace(s, path=str(root / s.path)) for s in found}.values())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import sys
 from collections.abc import Mapping, Sequence
@@ -25,6 +26,7 @@ from edgetl.transfer.network import Deployed
 
 GOLDEN = 32
 CALIBRATION = 512
+FEWEST_TARGET = 64  # images of the target that calibrate by themselves
 # Relative to the spread of the logits (fp32, fp16); mean KL divergence in nats (int8).
 TOLERANCES = {"fp32": {"relative": 1e-3}, "fp16": {"relative": 5e-2}, "int8": {"kl": 1e-3}}
 
@@ -44,14 +46,22 @@ class Outcome:
     local: Mapping[str, Any]
 
 
-def drawn(data: Dataset, seed: int) -> tuple[Dataset, list[Sample]]:
-    """`data` with its calibration split, and the golden cases: both from train, none in common."""
+def drawn(data: Dataset, seed: int, unlabelled: Sequence[Sample] = ()) -> tuple[Dataset, list[Sample]]:
+    """`data` with its calibration split, and the golden cases: both from train, none in common.
+
+    An adapted network will see the target's images, so it is calibrated on these: `unlabelled` (absolute paths) join
+    as a split of that name, and are drawn from. Where they are few, train makes up the number.
+    """
     train = data.split("train")
     golden = draw_balanced(train, max(1, min(GOLDEN, len(train) // 4)), seed)
     taken = {s.digest for s in golden}
     rest = replace(data, splits={**data.splits, "train": tuple(s for s in train if s.digest not in taken)})
     calibration = with_calibration(rest, CALIBRATION, seed).split("calibration")
-    return replace(data, splits={**data.splits, "calibration": calibration}), golden
+    if not unlabelled:
+        return replace(data, splits={**data.splits, "calibration": calibration}), golden
+    there = tuple(replace(s, path=os.path.relpath(s.path, data.root)) for s in unlabelled)
+    mixed = [*draw_balanced(there, CALIBRATION, seed), *calibration[: max(0, FEWEST_TARGET - len(there))]]
+    return replace(data, splits={**data.splits, "calibration": tuple(mixed), "unlabelled": there}), golden
 
 
 def write(to: Path, scratch: Path, outcome: Outcome, photos: bool, overwrite: bool) -> Bundle:

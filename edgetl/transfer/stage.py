@@ -22,7 +22,8 @@ WORK = "finetune"
 # Of finetune's object, in cli.md's order (the manifest sorts its keys).
 FIELDS = (
     *("bundle", "backbone", "strategy", "chosen", "selection", "labels", "n", "best_epoch", "val", "test"),
-    *("linear_probe", "near_duplicates", "confidence", "folds", "label_budget", "seconds", "images_per_second"),
+    *("linear_probe", "adaptation", "near_duplicates", "confidence", "folds", "label_budget"),
+    *("seconds", "images_per_second"),
 )
 
 

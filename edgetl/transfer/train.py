@@ -71,6 +71,7 @@ class Setting:
     monitor: Monitor = SILENT
     extras: Sequence[ExtraLoss] = ()  # added to the cross-entropy
     unlabelled: Unlabelled | None = None  # for the extra losses
+    keeps_last: bool = False  # not the epoch that is best on val: every epoch is run, and the last is kept
     group: Group = ALONE
 
 
@@ -118,7 +119,7 @@ class Trainer:
             self.progress.history.append(line)
             self.progress.epoch += 1
             score = (line["val_accuracy"], -line["val_loss"])
-            if score > self.progress.best_score:
+            if self.setting.keeps_last or score > self.progress.best_score:
                 best = backbones.deployed_state(self._averaged.backbone, self.spec)
                 self.progress.best = {k: v.detach().clone() for k, v in best.items()}
                 self.progress.best_epoch = self.progress.epoch

@@ -56,9 +56,7 @@ class Discriminator(nn.Sequential):
         super().__init__(*layers, nn.Linear(hidden, 1))
 
 
-def domain_loss(
-    logits: torch.Tensor, sources: int, weights: torch.Tensor | None = None
-) -> torch.Tensor:
+def domain_loss(logits: torch.Tensor, sources: int, weights: torch.Tensor | None = None) -> torch.Tensor:
     """Half the binary cross-entropy of the source rows (the first `sources`, label 1) plus half the target's.
 
     `weights` (B,) weigh the rows; their mean in each domain should be 1.
@@ -84,6 +82,9 @@ class ConditionalMap(nn.Module):
     are the outer product's in expectation (Long et al. 2018, eq. 5 to 8).
     """
 
+    of_features: torch.Tensor
+    of_classes: torch.Tensor
+
     def __init__(self, width: int, classes: int) -> None:
         super().__init__()
         self.random = width * classes > LARGEST_PRODUCT
@@ -96,5 +97,5 @@ class ConditionalMap(nn.Module):
         """The map of each row."""
         if not self.random:
             return torch.einsum("bd,bc->bdc", features, probabilities).flatten(1)
-        product: torch.Tensor = (features @ self.of_features) * (probabilities @ self.of_classes)
-        return product / RANDOM_WIDTH**0.5
+        product = (features @ self.of_features) * (probabilities @ self.of_classes)
+        return torch.as_tensor(product / RANDOM_WIDTH**0.5)
