@@ -93,6 +93,8 @@ def _show(console: Console, path: Path, manifest: dict[str, Any]) -> None:
 
 
 def _facts(path: Path, manifest: dict[str, Any]) -> list[tuple[str, str]]:
+    from edgetl.measure.confidence import most_promised
+
     labels = manifest["labels"]
     spec, training = manifest["preprocess"], manifest["training"]
     shown = ", ".join(labels[:8]) + (f", ... ({len(labels)} in all)" if len(labels) > 8 else "")
@@ -117,6 +119,13 @@ def _facts(path: Path, manifest: dict[str, Any]) -> list[tuple[str, str]]:
             facts.append(
                 (f"{name} accuracy", f"{metrics['accuracy']:.4f}  [{low:.4f}, {high:.4f}]  n = {metrics['n']}")
             )
+    confidence = manifest.get("confidence")
+    if confidence:
+        promised = most_promised(confidence["abstain"])
+        most = f"; abstaining, a precision of {promised:g} at most" if promised else ""
+        facts.append(
+            ("confidence", f"temperature {confidence['temperature']:.3f}, on {confidence['val']['n']} images{most}")
+        )
     return facts
 
 

@@ -179,16 +179,15 @@ def abstain_below(manifest: Mapping[str, Any], precision: Optional[float]) -> Op
         do = "make the bundle with `edgetl finetune ... --abstain-precision %g`" % wanted
         raise InputError("the bundle has no threshold for this precision", wanted, do)
     if row["threshold"] is None and precision is not None:
-        raise InputError("this precision cannot be promised", "%g: %s" % (wanted, why_not(row)), _REACHED % _most(rows))
+        most = most_promised(rows)
+        do = "fine-tune with more images" + (", or ask for %g at most" % most if most else "")
+        raise InputError("this precision cannot be promised", "%g: %s" % (wanted, why_not(row)), do)
     return row
 
 
-_REACHED = "ask for %s, or fine-tune with more images"
-
-
-def _most(rows: Sequence[Mapping[str, Any]]) -> str:
-    reached = [row["precision"] for row in rows if row["threshold"] is not None]
-    return "%g at most" % max(reached) if reached else "none"
+def most_promised(rows: Sequence[Mapping[str, Any]]) -> Optional[float]:
+    """The highest precision of `abstain` that has a threshold."""
+    return max((row["precision"] for row in rows if row["threshold"] is not None), default=None)
 
 
 def why_not(row: Mapping[str, Any]) -> str:

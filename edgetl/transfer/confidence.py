@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from edgetl.measure.confidence import confidence_of, why_not
+from edgetl.measure.confidence import confidence_of, most_promised, why_not
 from edgetl.transfer.run import Logits, Run
 
 
@@ -18,5 +18,7 @@ def confidence(run: Run, val: Logits, test: Logits | None) -> dict[str, Any]:
     found = confidence_of((val, run.targets("val")), on_test, wanted)
     row = next((row for row in found["abstain"] if row["precision"] == wanted), None)
     if row is not None and row["threshold"] is None:
-        run.monitor.warn(f"a precision of {wanted:g} cannot be promised: {why_not(row)}; `classify` will not abstain")
+        most = most_promised(found["abstain"])
+        could = f"; {most:g} can be (`classify --min-precision {most:g}`)" if most else ""
+        run.monitor.warn(f"a precision of {wanted:g} cannot be promised: {why_not(row)}{could}")
     return found
