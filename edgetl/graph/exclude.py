@@ -1,8 +1,8 @@
 """Which layers do the harm, by measurement, and the fewest of them to leave in float.
 
-A shortlist by each layer's own output error; then each group of it is left in float once and the whole
-network measured on the search images. The number of groups is found by doubling and bisection, so the
-search costs tens of passes and not one per layer per candidate.
+A shortlist by each layer's own output error; then each group of it is left in float once and the whole network
+measured on the search images, from where it differs on (graph/partial). The number of groups is found by doubling and
+bisection, so the search costs tens of passes and not one per layer per candidate.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from edgetl.graph.groups import Group, groups
 from edgetl.graph.local import LayerNoise
 from edgetl.graph.macs import macs
 from edgetl.graph.search import Score, Search
-from edgetl.monitor import SILENT, Monitor
 
 SHORTLIST = 16  # groups whose effect is measured, a pass of EFFECT_IMAGES each
 EFFECT_IMAGES = 128
@@ -69,18 +68,17 @@ def effects(
     candidate: Candidate,
     noises: Mapping[str, LayerNoise],
     search: Search,
-    monitor: Monitor = SILENT,
     count: int = SHORTLIST,
     images: int = EFFECT_IMAGES,
 ) -> tuple[Effect, ...]:
     """The measured effect of the `count` noisiest groups, the most harmful first."""
     chosen = shortlist(candidate, noises)[:count]
-    base = search.measure(candidate.twin(), "harm of layers", images)
-    out = []
-    for done, group in enumerate(chosen, start=1):
-        score = search.measure(candidate.leaving(group.nodes).twin(), "harm of layers", images)
-        out.append(Effect(group.nodes, base.kl - score.kl, score.agreement - base.agreement, score.n))
-        monitor.progress("harm of layers", done, len(chosen))
+    variants = [candidate.leaving(group.nodes).twin() for group in chosen]
+    base, scores = search.measure_all(candidate.twin(), variants, "harm of layers", images)
+    out = [
+        Effect(group.nodes, base.kl - score.kl, score.agreement - base.agreement, score.n)
+        for group, score in zip(chosen, scores, strict=True)
+    ]
     return tuple(sorted(out, key=lambda e: (-e.kl_regained, e.nodes)))
 
 

@@ -125,7 +125,7 @@ def climb(start: Calibrated, source: onnx.ModelProto, method: str, rescue: str, 
                 climbing.best, climbing.score = untrained[:2]
             noises = _noises(tools, climbing.best)
     effects = climbing.effects or exclude.effects(
-        climbing.best, noises, tools.search, tools.monitor, exclude.XRAY_SHORTLIST, exclude.XRAY_IMAGES
+        climbing.best, noises, tools.search, exclude.XRAY_SHORTLIST, exclude.XRAY_IMAGES
     )
     return Found(climbing.best, tuple(climbing.rungs), noises, effects)
 
@@ -201,7 +201,7 @@ def _leave_out(climbing: _Climb, noises: Mapping[str, LayerNoise], label: str = 
     if climbing.enough:
         return
     base, tools, allowed = climbing.best, climbing.tools, climbing.max_drop
-    climbing.effects = exclude.effects(base, noises, tools.search, tools.monitor)
+    climbing.effects = exclude.effects(base, noises, tools.search)
     order, cheap = exclude.ranking(base, climbing.effects, noises)
     trials, chosen = exclude.fewest(base, order[:cheap], tools.search, lambda score: keeps(score, allowed))
     if chosen is None and climbing.expected > allowed:

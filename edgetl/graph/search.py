@@ -5,6 +5,7 @@ No labels are needed: KL ranks, and what the flips cost is read off the referenc
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import onnx
 
 from edgetl.errors import GraphError
 from edgetl.graph import surgery
+from edgetl.graph.partial import logits_of_all
 from edgetl.graph.pixels import Pixels, graph_logits
 from edgetl.measure.score import Paired, compare
 from edgetl.monitor import SILENT, Monitor
@@ -127,7 +129,18 @@ class Search:
     def measure(self, model: onnx.ModelProto, what: str, limit: int | None = None) -> Score:
         """Score of `model` on the first `limit` images. Raises GraphError where it gives NaN or inf."""
         n = min(limit or self.n, self.n)
-        given = self._logits(model, f"search: {what}", n)
+        return self._score(self._logits(model, f"search: {what}", n))
+
+    def measure_all(
+        self, base: onnx.ModelProto, variants: Sequence[onnx.ModelProto], what: str, limit: int | None = None
+    ) -> tuple[Score, list[Score]]:
+        """Scores of `base` and of graphs that differ from it in one place each: what they share is run once."""
+        pixels = self._pixels.head(min(limit or self.n, self.n))
+        own, others = logits_of_all(base, variants, pixels, self._threads, self._monitor, f"search: {what}")
+        return self._score(own), [self._score(given) for given in others]
+
+    def _score(self, given: Logits) -> Score:
+        n = len(given)
         reference, targets = self._reference[:n], self._targets[:n]
         found = paired(reference, given, targets, 0.5)
         lost = expected_loss(self._answers, given - reference, self._by_agreement, self._temperature)
