@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from edgetl import __version__
+from edgetl.cli.launch import hush
 
 app = typer.Typer(
     name="edgetl",
@@ -61,4 +62,5 @@ for _name in COMMANDS:
 
 def main() -> None:
     """Entry point of the `edgetl` script."""
+    hush()
     app()

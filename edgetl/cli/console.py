@@ -19,6 +19,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from edgetl.cli import launch
 from edgetl.errors import ContractUnmet, DiskError, EdgetlError
 from edgetl.monitor import Monitor
 
@@ -84,6 +85,7 @@ class Session:
     def __init__(self, as_json: bool, out: Path | None, verbosity: int) -> None:
         self.as_json = as_json
         self.out = out
+        self.speaks = launch.speaks()  # of several processes one does
         self.verbosity = verbosity
         self.stderr = Console(stderr=True)
         # A pipe has no width of its own, and rich's guess of 80 would cut paths and tables.
@@ -94,6 +96,8 @@ class Session:
     def done(self, result: dict[str, Any], show: Callable[[Console], None] | None = None) -> None:
         """Hand over the command's object: as JSON, to `--out`, or through `show` on stdout."""
         self.monitor.close()
+        if not self.speaks:
+            return
         if self.out is not None:
             from edgetl.bundle import atomic_json
 
@@ -133,7 +137,8 @@ def session(ctx: typer.Context, as_json: bool, out: Path | None) -> Iterator[Ses
         _fail(run, error)
     except KeyboardInterrupt:
         run.monitor.close()
-        run.stderr.print("interrupted; nothing half-written is left behind", style="yellow")
+        if launch.tells_of_failure():
+            run.stderr.print("interrupted; nothing half-written is left behind", style="yellow")
         raise typer.Exit(EXIT_INTERRUPTED) from None
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
@@ -184,6 +189,9 @@ def _ctrl_c_wins(monitor: ConsoleMonitor) -> Iterator[None]:
 
 def _fail(run: Session, error: EdgetlError) -> None:
     run.monitor.close()
+    run.speaks = launch.tells_of_failure()
+    if not run.speaks:
+        raise typer.Exit(error.exit_code) from None
     if run.verbosity > 0:
         traceback.print_exc()
     result = error.result if isinstance(error, ContractUnmet) else {"error": error.as_json()}

@@ -15,7 +15,7 @@ from edgetl.spec import Fit
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from edgetl.images import ReadOptions
+    from edgetl.images import Dataset, ReadOptions
     from edgetl.monitor import Monitor
     from edgetl.transfer import FinetuneOptions
 
@@ -157,18 +157,26 @@ def _run(
     data: str, data_root: Path | None, reading: ReadOptions, to: Path, options: FinetuneOptions, monitor: Monitor
 ) -> dict[str, Any]:
     tune_for_training()
-    from edgetl.images import read_data
     from edgetl.transfer import finetune
+    from edgetl.transfer.processes import joined
+
+    try:
+        with joined(options.device) as group:
+            found = group.first(lambda: _read(data, data_root, reading, monitor))
+            return finetune(found, to, options, monitor, group)
+    except KeyboardInterrupt:
+        monitor.say("what was done so far is kept: the same command with --resume continues it")
+        raise
+
+
+def _read(data: str, data_root: Path | None, reading: ReadOptions, monitor: Monitor) -> Dataset:
+    from edgetl.images import read_data
 
     if data.startswith("torchvision:"):
         from edgetl.transfer.datasets import materialise
 
         data = str(materialise(data, data_root, monitor))
-    try:
-        return finetune(read_data(data, reading), to, options, monitor)
-    except KeyboardInterrupt:
-        monitor.say("what was done so far is kept: the same command with --resume continues it")
-        raise
+    return read_data(data, reading)
 
 
 def _show(console: Console, result: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from edgetl.bundle import Bundle, read_json
 from edgetl.errors import InputError
-from edgetl.images import Dataset, Sample, prefetched, read_sample, to_input
+from edgetl.images import Dataset, Sample, read_sample, to_input
 from edgetl.images.of_bundle import without
 from edgetl.monitor import SILENT, Monitor
 from edgetl.transfer import features
@@ -52,8 +52,7 @@ class Teacher:
         spec = self.bundle.preprocess
 
         def inputs(chunk: Sequence[Sample]) -> npt.NDArray[np.uint8]:
-            loaded = prefetched(chunk, len(chunk), lambda s: to_input(read_sample(root, s), spec, root / s.path))
-            return np.stack(next(loaded)[1])
+            return np.stack([to_input(read_sample(root, s), spec, root / s.path) for s in chunk])
 
         monitor.say(f"asking the teacher about {len(samples)} images")
         return features.cached(path, network, samples, inputs, device, monitor)[:, list(self.columns)]

@@ -55,4 +55,4 @@ def divided(run: Run, data: Dataset, folder: Path, part: str) -> Run:
     """A run on another division, `data`, of the images of `run`, which must have its `known` features."""
     folder.mkdir(parents=True, exist_ok=True)
     start = replace(run.start, network=copy.deepcopy(run.start.network))
-    return Run(data, start, run.options, folder, run.store, Within(run.monitor, part), known=run.known)
+    return Run(data, start, run.options, folder, run.store, Within(run.monitor, part), known=run.known, group=run.group)

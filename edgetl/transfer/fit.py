@@ -69,7 +69,8 @@ def probed(run: Run) -> Probed:
         with np.load(path) as saved:
             fitted = probe.Probe(saved["weight"], saved["bias"], float(saved["c"]))
     else:
-        fitted = probe.fit(found[:n], run.targets("train"), len(data.labels), run.options.seed, run.monitor)
+        known = (found[:n], run.targets("train"), len(data.labels), run.options.seed, run.monitor)
+        fitted = run.group.first(lambda: probe.fit(*known))
         _save_probe(path, fitted)
     accuracy, _ = judge(fitted.logits(found[n:]), run.targets("val"))
     run.monitor.say(f"linear probe: val accuracy {accuracy:.3f} (C = {fitted.c:g})")

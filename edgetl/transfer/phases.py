@@ -26,19 +26,30 @@ from edgetl.transfer.folds import cross_validate
 from edgetl.transfer.options import FinetuneOptions
 from edgetl.transfer.pixels import PixelStore
 from edgetl.transfer.prepare import Start, check_splits
+from edgetl.transfer.processes import ALONE, Group
 from edgetl.transfer.run import Run
 from edgetl.transfer.train import Progress
 
 
 def carry_out(
-    data: Dataset, to: Path, start: Start, options: FinetuneOptions, folder: Path, monitor: Monitor
+    data: Dataset,
+    to: Path,
+    start: Start,
+    options: FinetuneOptions,
+    folder: Path,
+    monitor: Monitor,
+    group: Group = ALONE,
 ) -> dict[str, Any]:
-    """Run every phase and record the bundle; returns the object of cli.md."""
+    """Run every phase and record the bundle; returns the object of cli.md.
+
+    Of several processes the first works in `folder` and records, the others in a folder of their own within it.
+    """
     started = time.perf_counter()
-    store = PixelStore(folder, data.root, start.preprocess)
+    shared = folder if group.rank == 0 else folder.parent
+    store = PixelStore(shared, data.root, start.preprocess, process=group.rank, processes=group.size)
     try:
-        data, alike = _sound(data, store, options, monitor)
-        run = Run(data, start, options, folder, store, monitor)
+        data, alike = _sound(data, store, options, monitor, group)
+        run = Run(data, start, options, folder, store, monitor, group=group)
         start.network.to(start.device).to(memory_format=torch.channels_last)
         evaluated = _evaluated(run)
         found = fit(run)
@@ -67,11 +78,10 @@ def carry_out(
             "images_per_second": round(run.images_per_second, 2),
         }
         run.data = held
-        made = _record(run, to, golden, result, found.tuned)
-        leakage.keep(made, alike)
+        group.first(lambda: leakage.keep(_record(run, to, golden, result, found.tuned), alike))
+        return group.first(lambda: result)
     finally:
         store.close()
-    return result
 
 
 def _evaluated(run: Run) -> dict[str, Any]:
@@ -87,7 +97,7 @@ def _evaluated(run: Run) -> dict[str, Any]:
 
 
 def _sound(
-    data: Dataset, store: PixelStore, options: FinetuneOptions, monitor: Monitor
+    data: Dataset, store: PixelStore, options: FinetuneOptions, monitor: Monitor, group: Group
 ) -> tuple[Dataset, list[leakage.Row] | None]:
     """Every image decoded once; `data` without the corrupt ones where --skip-corrupt allows it.
 
@@ -96,11 +106,17 @@ def _sound(
     for line in data.warnings:
         monitor.warn(line)
     leakage.check_wish(data, options.near_duplicates)
-    if options.near_duplicates == "ignore":
-        return _without_corrupt(data, store.fill(data.all(), options.skip_corrupt, monitor), monitor), None
     prints = leakage.Prints(store.image)
-    corrupt = store.fill(data.all(), options.skip_corrupt, monitor, prints.note)
-    return leakage.settled(_without_corrupt(data, corrupt, monitor), prints, options.near_duplicates, monitor)
+    looked_at = options.near_duplicates != "ignore"
+    mine = data.all()[group.rank :: group.size]
+    noted = [prints.note] if looked_at else []
+    found = group.each(lambda: store.fill(mine, options.skip_corrupt, monitor, *noted))
+    corrupt = {digest: error for part in found for digest, error in part.items()}
+    store.refresh()
+    data = _without_corrupt(data, corrupt, monitor)
+    if not looked_at:
+        return data, None
+    return group.first(lambda: leakage.settled(data, prints, options.near_duplicates, monitor))
 
 
 def _without_corrupt(data: Dataset, corrupt: Mapping[str, CorruptImage], monitor: Monitor) -> Dataset:

@@ -6,14 +6,27 @@ images is split, and the first process alone decides, writes and speaks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, TypeVar
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import nn
 
+from edgetl.errors import EdgetlError
+from edgetl.transfer.whole_batch import WholeBatch
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
 T = TypeVar("T")
+# The first process may fit a probe for long while the others wait. A process that dies closes its connections, and
+# torchrun ends the rest, so nobody waits for this long in vain.
+PATIENCE = timedelta(hours=24)
+ANSWERS_WITHIN = timedelta(seconds=10)
 
 
 class Group:
@@ -29,6 +42,10 @@ class Group:
     def gathered(self, own: T) -> list[T]:
         """Every process's `own`, in the order of their ranks."""
         return [own]
+
+    def each(self, make: Callable[[], T]) -> list[T]:
+        """What `make` gives in every process, in the order of their ranks. An error in one is raised in all."""
+        return [make()]
 
     def wait(self) -> None:
         """Return when all have come here."""
@@ -50,3 +67,124 @@ class Group:
 
 
 ALONE = Group()
+
+
+class Launched(Group):
+    """The processes that torchrun started, connected by Lightning Fabric: gloo between CPUs, NCCL between GPUs."""
+
+    def __init__(self, fabric: Fabric) -> None:
+        self._fabric = fabric
+        self.rank, self.size = fabric.global_rank, fabric.world_size
+        # What is not a gradient is small and on the CPU; NCCL carries tensors on GPUs only.
+        self._talk: Any = torch.distributed.new_group(backend="gloo", timeout=PATIENCE)
+
+    def first(self, make: Callable[[], T]) -> T:
+        """Broadcast by pickling."""
+        box = [make() if self.rank == 0 else None]
+        torch.distributed.broadcast_object_list(box, src=0, group=self._talk)
+        return box[0]  # type: ignore[return-value]
+
+    def gathered(self, own: T) -> list[T]:
+        """Gathered by pickling."""
+        found: list[Any] = [None] * self.size
+        torch.distributed.all_gather_object(found, own, group=self._talk)
+        return found
+
+    def each(self, make: Callable[[], T]) -> list[T]:
+        """Of several errors that of the lowest rank."""
+        own: T | None = None
+        wrong = None
+        try:
+            own = make()
+        except EdgetlError as error:
+            wrong = error
+        every = self.gathered((own, wrong))
+        for _, found in every:
+            if found is not None:
+                raise found
+        return [made for made, _ in every]  # type: ignore[misc]  # none raised
+
+    def wait(self) -> None:
+        """A barrier."""
+        torch.distributed.barrier(group=self._talk)
+
+    def wrapped(self, module: nn.Module) -> nn.Module:
+        """In DistributedDataParallel; the first process's parameters become everyone's. Nothing to train: as it is."""
+        if not any(p.requires_grad for p in module.parameters()):
+            return module
+        wrapped: nn.Module = self._fabric.setup_module(module, move_to_device=False)
+        return wrapped
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Through Fabric."""
+        self._fabric.backward(loss)
+
+    def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Of every parameter that trains, in their order; one without a gradient here counts as zero."""
+        for parameter in parameters:
+            if parameter.requires_grad:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+                torch.distributed.all_reduce(parameter.grad)
+                parameter.grad /= self.size
+
+    def whole_batch(self, rows: Sequence[int], total: int, real: Sequence[bool]) -> AbstractContextManager[Any]:
+        """Statistics over all processes, masks of the whole batch."""
+        return WholeBatch(rows, total, real, _Summed.apply)
+
+
+class _Summed(torch.autograd.Function):
+    """The sum over all processes; so is the gradient: each process's loss depends on every process's input."""
+
+    @staticmethod
+    def forward(ctx: Any, own: torch.Tensor) -> torch.Tensor:
+        total = own.clone()
+        torch.distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+        total = gradients[0].clone()
+        torch.distributed.all_reduce(total)
+        return total
+
+
+def fails_first() -> bool | None:
+    """Whether no other process of this run has failed before; None where torchrun's store is out of reach."""
+    key = "edgetl/failed/" + os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    try:
+        # torch exports it without a word to type checkers.
+        store = torch.distributed.TCPStore(*address, is_master=False, timeout=ANSWERS_WITHIN)  # type: ignore[attr-defined]
+        return bool(store.add(key, 1) == 1)
+    except RuntimeError:  # DistError is one
+        return None
+
+
+@contextmanager
+def joined(device: str = "auto") -> Iterator[Group]:
+    """The group of this process: of all that torchrun started (on `device`: auto, cpu or cuda), or of itself alone.
+
+    The connections are closed at the end; after an error that is done by the end of the process.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "TORCHELASTIC_RUN_ID" not in os.environ:
+        yield ALONE
+        return
+    from lightning_fabric import Fabric  # here: it takes two seconds, and most runs have one process
+    from lightning_fabric.strategies import DDPStrategy
+
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # importing it set it to INFO
+    strategy = DDPStrategy(timeout=PATIENCE)
+    local = int(os.environ["LOCAL_WORLD_SIZE"])
+    fabric = Fabric(
+        accelerator="cuda" if device != "cpu" and torch.cuda.is_available() else "cpu",
+        strategy=strategy,
+        devices=local,
+        num_nodes=int(os.environ["WORLD_SIZE"]) // local,
+    )
+    fabric.launch()
+    group = Launched(fabric)
+    yield group
+    # Only where all went well: after an error the others may be in the middle of something, and torchrun ends them.
+    group.wait()
+    torch.distributed.destroy_process_group()

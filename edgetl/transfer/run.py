@@ -19,6 +19,7 @@ from edgetl.transfer.options import FinetuneOptions
 from edgetl.transfer.pixels import PixelStore
 from edgetl.transfer.prepare import Start
 from edgetl.transfer.probe import Linear, Probe
+from edgetl.transfer.processes import ALONE, Group
 
 Logits = npt.NDArray[np.float32]
 State = dict[str, torch.Tensor]
@@ -54,6 +55,7 @@ class Run:
     images_per_second: float = 0.0
     before: State | None = None  # the backbone's state before training
     known: Known | None = None  # where several divisions of the same images are fitted
+    group: Group = ALONE  # the processes that carry it out; each has a folder of its own
 
     def __post_init__(self) -> None:
         self.plan = self.options.plan
@@ -76,12 +78,14 @@ class Run:
         """The same by the network, from `file` as far as a killed run came."""
         network, spec, device = self.start.network, self.start.spec, self.start.device
         with backbones.headless(network.backbone, spec):
-            return features.cached(file, network, samples, self.store.inputs, device, self.monitor)
+            found = features.cached(file, network, samples, self.store.inputs, device, self.monitor, self.group)
+        self.store.refresh()  # each process has decoded a part
+        return found
 
     def logits(self, split: str) -> Logits:
         """The network's answers, in the order of the split."""
-        network, device = self.start.network, self.start.device
-        return features.forward(network, self.data.split(split), self.store.inputs, device, split, self.monitor)
+        network, device, samples = self.start.network, self.start.device, self.data.split(split)
+        return features.forward(network, samples, self.store.inputs, device, split, self.monitor, group=self.group)
 
     def fold(self, fitted: Linear) -> None:
         """Write a linear classifier of the features into the head."""

@@ -6,18 +6,21 @@ so that a killed run is continued where it stopped. torch and scikit-learn load 
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgetl import bundle as bundles
-from edgetl.errors import BundleError, InputError
+from edgetl.errors import BundleError, InputError, StageError, disk_errors
 from edgetl.images import Dataset
 from edgetl.monitor import SILENT, Monitor
 from edgetl.transfer.options import FinetuneOptions
 
 if TYPE_CHECKING:
     from edgetl.transfer.prepare import Start
+    from edgetl.transfer.processes import Group
 
+NOT_COPIED = ("pixels*", "features*", "process-*", "tensorboard", "new")  # of the work folder, for other processes
 WORK = "finetune"
 # Of finetune's object, in cli.md's order (the manifest sorts its keys).
 FIELDS = (
@@ -27,12 +30,20 @@ FIELDS = (
 )
 
 
-def finetune(data: Dataset, to: Path, options: FinetuneOptions, monitor: Monitor = SILENT) -> dict[str, Any]:
+def finetune(
+    data: Dataset, to: Path, options: FinetuneOptions, monitor: Monitor = SILENT, group: Group | None = None
+) -> dict[str, Any]:
     """Fine-tune a backbone on `data` and make the bundle `to`; returns finetune's object of cli.md.
 
+    Every process of `group` calls this and gets the result; the first one alone writes the bundle and speaks.
     Bad input leaves nothing behind; a killed or interrupted run leaves what --resume continues from.
     Raises InputError and its kinds, BundleError (a bundle is there, or locked), StageError.
     """
+    from edgetl.transfer.processes import ALONE
+
+    group = group or ALONE
+    if group.rank:
+        return _follow(data, to, options, group)
     there = to.exists() and not (to.is_dir() and not any(to.iterdir()))
     if there and not options.overwrite and not options.resume:
         raise BundleError("there is something at this place already", to, "use --overwrite, or another --to")
@@ -48,17 +59,50 @@ def finetune(data: Dataset, to: Path, options: FinetuneOptions, monitor: Monitor
             result = _finished(to, start, options)
             if result is not None:
                 bundles.sweep(folder)
+                group.first(lambda: (folder, result))
                 return result
         _open_work(folder, start, options)
+        group.first(lambda: (folder, None))
+        group.wait()  # until the others have copied what is there
         try:
             from edgetl.transfer.phases import carry_out
 
-            result = carry_out(data, to, start, options, folder, monitor)
+            result = carry_out(data, to, start, options, folder, monitor, group)
         except InputError:
             bundles.sweep(folder)
             raise
         bundles.sweep(folder)
     return result
+
+
+def _follow(data: Dataset, to: Path, options: FinetuneOptions, group: Group) -> dict[str, Any]:
+    """What every process but the first does: the same phases, on a copy of what a killed run left in its folder.
+
+    So all come to the same decisions, whatever they are read from, and none reads what another is writing.
+    Raises StageError where the work folder is not the same one here.
+    """
+    found: tuple[Path, dict[str, Any] | None] = group.first(_nothing)
+    folder, result = found
+    if result is not None:
+        return result
+    from edgetl.transfer.phases import carry_out
+    from edgetl.transfer.prepare import prepare
+
+    start = prepare(data, options)
+    if not folder.is_dir():
+        raise StageError(
+            "a process does not see the bundle's work folder", folder, "put --to where all machines see it"
+        )
+    own = folder / f"process-{group.rank}"
+    bundles.sweep(own)
+    with disk_errors(own):
+        shutil.copytree(folder, own, ignore=shutil.ignore_patterns(*NOT_COPIED))
+    group.wait()
+    return carry_out(data, to, start, options, own, SILENT, group)
+
+
+def _nothing() -> Any:
+    raise AssertionError("called in the first process only")
 
 
 def _check_evaluation(data: Dataset, options: FinetuneOptions) -> None:

@@ -28,7 +28,7 @@ def train(run: Run, fitted: probe.Probe) -> Progress:
     run.before = {k: v.detach().clone() for k, v in backbones.deployed_state(network.backbone, spec).items()}
     train = data.split("train")
     recipe = recipe_for(options, len(train), run.plan)
-    decisions = _decisions(run, fitted, recipe)
+    decisions = run.group.first(lambda: _decisions(run, fitted, recipe))
     if run.plan.from_probe:
         run.fold(fitted)
     views = Views(run.store.image, start.preprocess, options.seed, decisions["flips"])
@@ -45,6 +45,7 @@ def train(run: Run, fitted: probe.Probe) -> Progress:
         monitor=run.monitor,
         extras=_extras(run, fitted, unlabelled),
         unlabelled=Unlabelled(unlabelled, views) if unlabelled else None,
+        group=run.group,
     )
     trainer = Trainer(network, spec, recipe, setting, run.folder / "state.pt")
     progress = _logged(run, trainer)

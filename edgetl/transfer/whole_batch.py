@@ -78,10 +78,10 @@ class WholeBatch(TorchFunctionMode):
         """Batch normalisation (Ioffe & Szegedy 2015, algorithm 1) with statistics over the whole batch."""
         if not training:
             return functional.batch_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
-        x = input.float()
+        x = input.float() if input.dtype in (torch.float16, torch.bfloat16) else input
         axes = [axis for axis in range(x.ndim) if axis != 1]
         counted = x[self._real.to(x.device)]
-        size = self._summed(torch.tensor(float(counted.numel() // x.shape[1]), device=x.device))
+        size = self._summed(torch.tensor(counted.numel() / x.shape[1], dtype=x.dtype, device=x.device))
         mean = self._summed(counted.sum(axes)) / size
         shape = [1, -1, *[1] * (x.ndim - 2)]
         variance = self._summed((counted - mean.view(shape)).square().sum(axes)) / size
