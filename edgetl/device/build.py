@@ -12,7 +12,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
+import numpy as np
+
 from edgetl.bundle import Bundle, atomic_json, canonical_json, read_json, sha256_bytes
+from edgetl.device.chosen import Wish, choose
 from edgetl.device.jobs import command_for, environment
 from edgetl.device.ladder import Attempt, after_kill, preflight, was_memory
 from edgetl.device.probe import memory
@@ -70,6 +73,23 @@ def build_here(wanted: Wanted, monitor: Monitor = SILENT) -> Dict[str, Any]:
         cache=wanted.engines,
     )
     return build(wanted.bundle, options, monitor)
+
+
+def open_graph(bundle: Bundle, wish: Wish) -> Dict[str, Any]:
+    """`build` for onnxruntime: there is nothing to build, so the graph is opened and answers one batch of zeros.
+
+    {"artifacts": [], "opened": {"file", "sha256", "profile", "precision", "ms"}}. Raises BundleError, BackendError.
+    """
+    one = choose(bundle, wish)
+    start = time.monotonic()
+    backend = one.opens()
+    try:
+        shape = (max(backend.input.shape[0], 1),) + tuple(backend.input.shape[1:])
+        backend.run(np.zeros(shape, dtype=backend.input.dtype))
+    finally:
+        backend.close()
+    said = {name: one.record[name] for name in ("file", "sha256", "profile", "precision")}
+    return {"artifacts": [], "opened": dict(said, ms=round((time.monotonic() - start) * 1e3, 3))}
 
 
 def build_on_device(

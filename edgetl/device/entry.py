@@ -16,7 +16,7 @@ from typing import Dict, NoReturn, Optional, Sequence
 
 from edgetl.device.signals import Terminated, terminate_as_exception
 from edgetl.device.verbs import JOBS, VERBS, Result
-from edgetl.errors import EdgetlError, InputError
+from edgetl.errors import BackendError, EdgetlError, InputError
 from edgetl.monitor import Monitor
 from edgetl.protocol import PROTOCOL, answer, check_caller, failure
 
@@ -76,6 +76,11 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     except BrokenPipeError:
         _silence_stdout()
         return 1
+    except ImportError as error:
+        if error.name not in ("numpy", "PIL"):
+            raise
+        do = "sudo apt install python3-numpy python3-pil, and run the system's Python"
+        return _failed(given, BackendError("the device side needs numpy and Pillow", error, do))
     except Exception as error:  # a fault of ours: the caller still gets its one object, and the traceback on stderr
         traceback.print_exc()
         return _failed(given, EdgetlError("a fault in edgetl's device side", repr(error), "report it"))
@@ -92,7 +97,12 @@ def _as_job(given: argparse.Namespace, words: Sequence[str]) -> int:
         raise InputError("this verb is no job", given.verb, "jobs: " + ", ".join(JOBS))
     at = next(i for i, word in enumerate(words) if word == "--job" or word.startswith("--job="))
     rest = list(words[:at]) + list(words[at + (2 if words[at] == "--job" else 1) :])
-    found = jobs.attach(given.job, rest, StderrMonitor().say)
+    monitor = StderrMonitor()
+    try:
+        found = jobs.attach(given.job, rest, monitor.say)
+    except (KeyboardInterrupt, Terminated):
+        monitor.say("the job goes on; the same command joins it again")
+        raise
     if _print(found):
         jobs.forget(given.job)
     return int(found["exit"])

@@ -135,20 +135,16 @@ def video(head: List[str]) -> Iterator[Frame]:
             pass_fds=(writing,),
         )
         os.close(writing)
+        latest = _Latest(process, os.fdopen(reading, "rb"))
         try:
-            with os.fdopen(reading, "rb") as pipe:
-                yield from _Latest(process, pipe).frames()
+            yield from latest.frames()
             if process.wait() != 0:
                 said.seek(0)
                 words = said.read().decode("utf-8", "replace").strip().splitlines()
                 reason = next((line for line in words if line.startswith("ERROR")), words[-1] if words else "")
                 raise BackendError("the video source failed", reason, "try it alone: gst-launch-1.0 " + " ".join(head))
         finally:
-            if process.poll() is None:
-                process.terminate()
-                process.wait()
-            if process.stdout is not None:
-                process.stdout.close()
+            latest.close()
 
 
 class _Latest:
@@ -161,11 +157,24 @@ class _Latest:
         self._held: Optional[Tuple[bytes, float]] = None
         self._number = -1  # of the newest frame
         self._ended = False
+        self._threads = [threading.Thread(target=work, daemon=True) for work in (self._listen, self._fill)]
+
+    def close(self) -> None:
+        """End the pipeline; its pipes are closed only when nobody reads from them any more."""
+        if self._process.poll() is None:
+            self._process.terminate()
+        self._process.wait()
+        for thread in self._threads:
+            if thread.ident is not None:
+                thread.join()
+        self._pipe.close()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
 
     def frames(self) -> Iterator[Frame]:
         """Until the source ends."""
-        threading.Thread(target=self._listen, daemon=True).start()
-        threading.Thread(target=self._fill, daemon=True).start()
+        for thread in self._threads:
+            thread.start()
         last = -1
         while True:
             with self._arrived:

@@ -74,6 +74,8 @@ def _wish(given: argparse.Namespace) -> Any:
 def _build_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", type=Path, help="the bundle folder")
     parser.add_argument("--precision", choices=("fp32", "fp16", "int8"), required=True)
+    parser.add_argument("--backend", choices=("tensorrt", "onnxruntime"), default="tensorrt")
+    parser.add_argument("--profile", choices=("trt8", "trt10", "cpu"), help="of the graph, for onnxruntime")
     parser.add_argument("--batch", default="1,1,8", metavar="MIN,OPT,MAX")
     parser.add_argument("--workspace", type=int, default=0, metavar="MIB", help="0: TensorRT's own limit")
     parser.add_argument("--level", type=int, default=-1, metavar="0-5", help="optimisation level; -1: TensorRT's own")
@@ -85,13 +87,17 @@ def _build_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _build(given: argparse.Namespace, monitor: Monitor) -> Result:
-    from edgetl.device.build import Wanted, build_here, build_on_device
+    from edgetl.bundle import Bundle
+    from edgetl.device.build import Wanted, build_here, build_on_device, open_graph
+    from edgetl.device.chosen import ONNXRUNTIME, Wish
     from edgetl.device.ladder import Attempt
     from edgetl.device.system import System
     from edgetl.engine import load
     from edgetl.spec import BatchProfile, Precision
     from edgetl.target import parse_version
 
+    if given.backend == ONNXRUNTIME:
+        return open_graph(Bundle.open(given.bundle), Wish(ONNXRUNTIME, given.precision, given.profile))
     wanted = Wanted(
         bundle=given.bundle,
         precision=Precision(given.precision),
@@ -240,7 +246,7 @@ def _root_argument(parser: argparse.ArgumentParser) -> None:
 def _receive(given: argparse.Namespace, monitor: Monitor) -> Result:
     from edgetl.device.receive import receive
 
-    return receive(given.state, sys.stdin.buffer, monitor)
+    return receive(given.state, sys.stdin.buffer)
 
 
 def _install_options(parser: argparse.ArgumentParser) -> None:

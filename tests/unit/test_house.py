@@ -18,6 +18,7 @@ DEVICE_SIDE = (
     "spec",
     "target",
     "monitor",
+    "protocol",
     "stats",
     "bundle",
     "images",

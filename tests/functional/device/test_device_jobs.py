@@ -1,0 +1,126 @@
+"""Work that outlives the connection: hang-ups, kills, two callers, a power cut."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ORT = ("--backend", "onnxruntime", "--threads", "1", "--precision", "fp32")
+
+
+@pytest.fixture
+def words(device_bundle: Path, tmp_path: Path) -> tuple[object, ...]:
+    """A bench of about two seconds, as a job."""
+    bench = ("bench", device_bundle, *ORT, "--seconds", 1.0, "--no-peaks")
+    return ("--job", tmp_path / "jobs/one", *bench)
+
+
+def wait_for(path: Path) -> None:
+    deadline = time.monotonic() + 30
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert path.exists()
+
+
+def test_a_lost_connection_does_not_end_the_work(device: Any, words: Any, tmp_path: Path) -> None:
+    first = device.start(*words)
+    wait_for(tmp_path / "jobs/one/asked")
+    time.sleep(0.5)
+    first.send_signal(signal.SIGKILL)  # as hard as a hang-up can be
+    first.communicate()
+    assert (tmp_path / "jobs/one/lock").exists()
+    done = device.run(*words)
+    assert "picked up" in done.stderr and "timing onnxruntime" in done.stderr, "the log from its beginning"
+    told = json.loads(done.stdout)
+    assert done.returncode == 0 and told["rows"][0]["status"] == "ok"
+    assert not (tmp_path / "jobs/one").exists(), "handed over, so forgotten"
+
+
+def test_an_answer_waits_for_its_caller(device: Any, words: Any, tmp_path: Path) -> None:
+    first = device.start(*words)
+    wait_for(tmp_path / "jobs/one/asked")
+    first.send_signal(signal.SIGKILL)
+    first.communicate()
+    deadline = time.monotonic() + 60
+    answer = tmp_path / "jobs/one/answer"
+    while not answer.read_bytes() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    written = answer.read_bytes()
+    start = time.monotonic()
+    assert device(*words) == json.loads(written) and time.monotonic() - start < 2.0
+
+
+def test_another_question_in_the_same_place_is_refused_while_it_runs(device: Any, words: Any, tmp_path: Path) -> None:
+    first = device.start(*words)
+    try:
+        wait_for(tmp_path / "jobs/one/asked")
+        told = device(*words, "--threads", 2, code=1)
+        assert "another job runs here" in told["error"]["what"]
+    finally:
+        out, _ = first.communicate(timeout=60)
+    assert json.loads(out)["exit"] == 0
+
+
+def test_two_callers_of_one_job_get_one_answer(device: Any, words: Any) -> None:
+    callers = [device.start(*words) for _ in range(2)]
+    answers = [json.loads(caller.communicate(timeout=60)[0]) for caller in callers]
+    assert answers[0] == answers[1] and answers[0]["rows"][0]["status"] == "ok"
+
+
+def test_a_worker_that_is_killed_leaves_no_answer_and_starts_anew(device: Any, words: Any, tmp_path: Path) -> None:
+    first = device.start(*words)
+    wait_for(tmp_path / "jobs/one/asked")
+    worker = worker_of(tmp_path / "jobs/one")
+    os.kill(worker, signal.SIGKILL)
+    out, err = first.communicate(timeout=30)
+    told = json.loads(out)
+    assert told["exit"] == 1 and "without an answer" in told["error"]["what"], err
+    assert device(*words)["rows"][0]["status"] == "ok"
+
+
+def worker_of(folder: Path) -> int:
+    """The process that holds the job's lock open for its own."""
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit() and _is_worker(entry, folder):
+                return int(entry.name)
+        time.sleep(0.02)
+    raise AssertionError("no worker")
+
+
+def _is_worker(process: Path, folder: Path) -> bool:
+    try:
+        words = (process / "cmdline").read_bytes().split(b"\0")
+        return b"edgetl.device" in words and b"--job" not in words and (process / "fd/1").resolve().parent == folder
+    except OSError:
+        return False
+
+
+def test_a_verb_that_is_no_job(device: Any, device_bundle: Path, tmp_path: Path) -> None:
+    told = device("--job", tmp_path / "j", "run", device_bundle, "--source", tmp_path, code=1)
+    assert "no job" in told["error"]["what"]
+
+
+def test_a_failing_job_hands_its_error_and_code_on(device: Any, device_bundle: Path, tmp_path: Path) -> None:
+    told = device("--job", tmp_path / "j", "verify", device_bundle, "--precision", "fp16", *ORT[:2], code=1)
+    assert "no fp16 graph" in told["error"]["what"] and not (tmp_path / "j").exists()
+
+
+def test_ctrl_c_lets_the_work_go_on(device: Any, words: Any, tmp_path: Path) -> None:
+    first = subprocess.Popen(
+        device.command(*words), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=device.environment, text=True
+    )
+    wait_for(tmp_path / "jobs/one/asked")
+    time.sleep(0.5)
+    first.send_signal(signal.SIGINT)
+    out, _ = first.communicate(timeout=30)
+    assert json.loads(out)["exit"] == 130
+    assert device(*words)["rows"][0]["status"] == "ok"
