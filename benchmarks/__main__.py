@@ -12,13 +12,14 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from benchmarks import contract, cpu_int8, hard, memory, peers, recipe, startup, tables
+from benchmarks import contract, cpu_int8, hard, memory, peers, recipe, startup, strategies, tables
 from benchmarks.rows import RESULTS, Row, append
 
 SUITES: dict[str, Callable[[bool], Iterator[Row]]] = {
     "startup": startup.run,
     "memory": memory.run,
     "recipe": recipe.run,
+    "strategies": strategies.run,
     "cpu_int8": cpu_int8.run,
     "contract": contract.run,
     "hard": hard.run,

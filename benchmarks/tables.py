@@ -6,8 +6,10 @@ Between the lines `<!-- table: NAME -->` and `<!-- end -->` everything is genera
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 from benchmarks.rows import HERE, RESULTS, Row, latest, read
@@ -34,7 +36,8 @@ def table(suite: str, rows: list[Row]) -> str:
     header, cells = _TABLES[suite]
     if not rows:
         return NO_ROWS
-    lines = [header, ["---"] + ["--:"] * (len(header) - 1), *(cells(row) for row in _together(rows))]
+    shown = _over_seeds(rows) if suite == "strategies" else _together(rows)
+    lines = [header, ["---"] + ["--:"] * (len(header) - 1), *(cells(row) for row in shown)]
     return "".join("| " + " | ".join(line) + " |\n" for line in lines) + "\n" + "".join(_where(rows))
 
 
@@ -42,6 +45,18 @@ def _together(rows: list[Row]) -> list[Row]:
     """Rows about one network beside each other, in the order in which the networks first came."""
     order = list(dict.fromkeys(row["values"].get("network") for row in rows))
     return sorted(rows, key=lambda row: order.index(row["values"].get("network")))
+
+
+def _over_seeds(rows: list[Row]) -> list[Row]:
+    """One row for each strategy and set: its `values` hold the lists of its seeds' values."""
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row["values"][key] for key in ("data", "labels", "strategy")), []).append(row)
+    order = list(dict.fromkeys(key[:2] for key in groups))
+    return [
+        {"values": {name: [row["values"][name] for row in group] for name in group[0]["values"]}}
+        for _, group in sorted(groups.items(), key=lambda item: order.index(item[0][:2]))
+    ]
 
 
 def line(row: Row) -> str:
@@ -174,6 +189,32 @@ def _cpu_int8(row: Row) -> list[str]:
     ]
 
 
+def _strategies(row: Row) -> list[str]:
+    v = row["values"]
+    kept = Counter(v["chosen"])
+    return [
+        f"{v['data'][0]}, {v['labels'][0]}: {v['strategy'][0]}",
+        str(len(v["seed"])),
+        _mean(v["n_train"], "{:.0f}"),
+        _spread(v["val_accuracy"]),
+        _spread(v["test_accuracy"]),
+        _mean(v["n_test"], "{:.0f}"),
+        ", ".join(name if count == len(v["seed"]) else f"{name} {count}" for name, count in kept.items()),
+        _mean(v["seconds"], "{:.0f}"),
+    ]
+
+
+def _spread(shares: list[float]) -> str:
+    """Mean and standard deviation over the seeds, in percent."""
+    if len(shares) == 1:
+        return _percent(shares[0])
+    return f"{100 * mean(shares):.1f} ± {100 * stdev(shares):.1f} %"
+
+
+def _mean(values: list[float], form: str) -> str:
+    return form.format(mean(values))
+
+
 def _seconds(value: float | None) -> str:
     return "-" if value is None else f"{value:.1f}"
 
@@ -198,6 +239,13 @@ _TABLES: dict[str, tuple[list[str], Callable[[Row], list[str]]]] = {
             *("edgetl val", "edgetl to the recipe's best, s", "edgetl in all, s", "ratio"),
         ],
         _recipe,
+    ),
+    "strategies": (
+        [
+            *("data, labels: strategy", "seeds", "train images", "val, mean ± sd", "test, mean ± sd", "test images"),
+            *("kept", "s"),
+        ],
+        _strategies,
     ),
     "contract": (
         [

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import data, memory_child
+from benchmarks import data, memory_child, strategies
 from benchmarks.child import cores, run_module
 from benchmarks.rows import Case, row
 from edgetl.images import ReadOptions, read_data
@@ -35,6 +35,18 @@ def test_split_layout_takes_at_most_so_many_evenly(make_folder: Callable[..., Pa
     few = data.split_layout(make_folder(n=20), tmp_path / "links", at_most=4)
     assert few.counts("train") == {"left": 2, "right": 2}
     assert len(few.split("test")) <= 4
+
+
+def test_few_labels_are_few_in_train_and_val_and_the_test_split_is_whole(
+    make_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    source = make_folder(n=40)
+    few = strategies.linked(source, tmp_path / "few", 3, seed=1)
+    drawn = read_data(str(source), ReadOptions(seed=1))
+    assert few.counts("train") == few.counts("val") == {"left": 3, "right": 3}
+    assert {s.digest for s in few.split("test")} == {s.digest for s in drawn.split("test")}
+    for split in ("train", "val"):
+        assert {s.digest for s in few.split(split)} < {s.digest for s in drawn.split(split)}
 
 
 def test_there_is_always_something_to_measure_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

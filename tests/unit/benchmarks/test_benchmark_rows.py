@@ -49,6 +49,22 @@ def recipe_values(accuracy: float = 0.9) -> dict[str, Any]:
     return {"n_train": 100, "n_val": 50, **compared(epochs(0.5, 0.8, 0.8), ours(accuracy), history(accuracy))}
 
 
+def strategy_values(strategy: str, seed: int, test: float) -> dict[str, Any]:
+    known = {"data": "flowers", "labels": "all labels", "strategy": strategy, "seed": seed, "chosen": strategy}
+    counts = {"n_train": 10, "n_val": 5, "n_test": 20, "seconds": 3.0, "alpha": None}
+    return {**known, **counts, "val_accuracy": 0.5, "probe_val_accuracy": None, "test_accuracy": test}
+
+
+def test_strategies_are_shown_as_mean_and_spread_over_their_seeds() -> None:
+    rows = [
+        row(Case("strategies", f"{strategy} {seed}", False), 2, strategy_values(strategy, seed, test))
+        for strategy, seed, test in (("lp-ft", 0, 0.5), ("full", 0, 0.4), ("lp-ft", 1, 0.6), ("lp-ft", 2, 0.7))
+    ]
+    text = tables.table("strategies", rows)
+    assert "| flowers, all labels: lp-ft | 3 | 10 | 50.0 ± 0.0 % | 60.0 ± 10.0 % | 20 | lp-ft | 3 |" in text
+    assert "| flowers, all labels: full | 1 | 10 | 50.0 % | 40.0 % | 20 | full | 3 |" in text
+
+
 def test_schema_is_a_json_schema() -> None:
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
 
@@ -61,6 +77,7 @@ def test_schema_is_a_json_schema() -> None:
         ("cpu_int8", CPU_INT8),
         ("recipe", recipe_values()),
         ("recipe", recipe_values(0.1)),
+        ("strategies", strategy_values("lp-ft", 0, 0.6)),
     ],
 )
 def test_a_row_of_each_suite_is_kept_and_read_back(tmp_path: Path, suite: str, values: dict[str, Any]) -> None:
