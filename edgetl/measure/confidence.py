@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 COLDEST, HOTTEST = 0.05, 20.0
 PRIOR_IMAGES = 10.0
 ALPHA = 0.05  # how often a threshold may fail to keep its precision
+STARTS = (0.1, 0.5)  # shares of the images: networks that can promise a precision for few, and for most
+LOOKS = 500  # thresholds tried at most
 PRECISIONS = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.97, 0.98, 0.99, 0.995)
 
 
@@ -74,26 +76,29 @@ class Threshold:
 def threshold_for(sure: Floats, right: npt.NDArray[np.bool_], precision: float, alpha: float = ALPHA) -> Threshold:
     """The lowest threshold that keeps `precision` with confidence 1 - alpha; top probabilities (N,), hits (N,).
 
-    Selection with guaranteed risk (Geifman & El-Yaniv 2017, algorithm 1): a binary search over the sorted
-    probabilities, in which each of at most log2(N) looks is an exact binomial test at its share of alpha.
-    Taking the best-looking threshold at face value would break its promise about every other time.
+    Fixed sequence testing with several starts (Learn then Test: Angelopoulos et al. 2021, section 2): from the surest
+    tenth of the images on, and again from the surest half, each with its share of alpha, the threshold falls as long
+    as an exact binomial test holds. Taking the best-looking threshold at face value would break its promise about
+    every other time; a binary search with a share of alpha a look (Geifman & El-Yaniv 2017) answers less.
     """
     if not 0 < precision < 1:
         raise InputError("a precision lies between 0 and 1", precision, "such as .95")
-    n, order = len(sure), np.argsort(-sure, kind="stable")
-    share = alpha / math.ceil(math.log2(n + 1))
-    fewest = math.ceil(math.log(share) / math.log(precision))
-    found = Threshold(precision, None, 0.0, n, fewest if n < fewest else None)
-    low, high = fewest - 1, n + 1
-    while high - low > 1:
-        middle = (low + high) // 2
-        answered = sure >= sure[order[middle - 1]]  # equal probabilities are answered together
-        count, hits = int(answered.sum()), int((answered & right).sum())
-        if at_least(hits, count, precision) <= share:
-            low, found = middle, Threshold(precision, float(sure[order[middle - 1]]), count / n, n)
-        else:
-            high = middle
-    return found
+    n, share = len(sure), alpha / len(STARTS)
+    order = np.argsort(-sure, kind="stable")
+    falling, hits = sure[order], np.cumsum(right[order])
+    fewest = math.ceil(math.log(share) / math.log(precision))  # so many without a mistake
+    # Where the threshold can be: equal probabilities are answered together.
+    counts = np.flatnonzero(np.append(falling[1:] != falling[:-1], True)) + 1
+    counts = counts[:: -(-len(counts) // LOOKS)]
+    answered = 0
+    for start in STARTS:
+        for count in counts[counts >= max(fewest, start * n)]:
+            if at_least(int(hits[count - 1]), int(count), precision) > share:
+                break
+            answered = max(answered, int(count))
+    if not answered:
+        return Threshold(precision, None, 0.0, n, fewest if n < fewest else None)
+    return Threshold(precision, float(falling[answered - 1]), answered / n, n)
 
 
 def confidence_of(val: Labelled, test: Optional[Labelled], wanted: Optional[float] = None) -> Dict[str, Any]:

@@ -83,7 +83,7 @@ def test_a_threshold_keeps_its_precision_as_often_as_it_promises() -> None:
 def test_coverage_is_what_is_answered_and_more_precision_covers_less() -> None:
     logits, targets = drawn(3, 2000)
     sure, right = softmax(logits).max(axis=1), logits.argmax(axis=1) == targets
-    found = [threshold_for(sure, right, p) for p in (0.7, 0.8, 0.9)]
+    found = [threshold_for(sure, right, p) for p in (0.65, 0.7, 0.8)]
     for one in found:
         answered = sure >= one.threshold
         assert one.coverage == pytest.approx(answered.mean())
