@@ -2,13 +2,15 @@
 
 The second door to onnxruntime (the first is runtime/ort). Images go through one at a time: a kernel may
 round the last bit otherwise in another batch, so this alone makes the counts independent of batches and of
-the order of the images, to the bit. It costs under a millisecond an image, and bounds memory by one image's
-activations.
+the order of the images, to the bit. It costs under a millisecond an image, and bounds memory by two images'
+activations: one is counted while the next one runs.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -23,6 +25,7 @@ from edgetl.images import to_batch
 from edgetl.runtime.ort import options
 
 _CONTRAST = 8  # of 255: an image whose every channel spans less shows nothing (a lens cap, a blank page)
+_COUNTED = 1 << 16  # values of a tensor that an image adds to its histogram; its peak is that of all of them
 _SAME = 1e-6  # of the largest logit: answers this near each other are one answer
 FP16_LIMIT = 65504 / 4  # a fourth of float16's largest number: room for images that calibration did not see
 FP16_FLOOR = 2.0**-13  # float16's steps are 2**-24 here and below: fewer than 11 bits are left of a smaller peak
@@ -59,10 +62,7 @@ class Calibration:
 
     def feed(self, images: Iterable[np.ndarray], on_images: Callable[[int], None] | None = None) -> None:
         """Count `images`, each uint8 (S, S, 3). Raises GraphError on NaN or inf inside the network."""
-        for image in images:
-            batch = to_batch(image[None], "float32")
-            values = dict(zip(self._watched, self._session.run(self._watched, {surgery.INPUT: batch}), strict=True))
-            values[surgery.INPUT] = batch
+        for image, values in self._values(images):
             for name, value in values.items():
                 self._see(name, value)
             self._compare(values.get(surgery.LOGITS))
@@ -70,6 +70,19 @@ class Calibration:
             self.statistics.n += 1
             if on_images:
                 on_images(self.statistics.n)
+
+    def _values(self, images: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
+        """(image, every watched tensor and the input); the next image runs while the caller counts this one."""
+        waiting: tuple[np.ndarray, np.ndarray, Future[list[np.ndarray]]] | None = None
+        with ThreadPoolExecutor(1) as ahead:
+            for image in itertools.chain(images, [None]):
+                before = waiting
+                if image is not None:
+                    batch = to_batch(image[None], "float32")
+                    waiting = image, batch, ahead.submit(self._session.run, self._watched, {surgery.INPUT: batch})
+                if before is not None:
+                    values = dict(zip(self._watched, before[2].result(), strict=True))
+                    yield before[0], {**values, surgery.INPUT: before[1]}
 
     def look(self) -> dict[str, Histogram]:
         """The histograms so far, as copies."""
@@ -104,7 +117,7 @@ class Calibration:
     def _see(self, name: str, value: np.ndarray) -> None:
         histogram = self.statistics.histograms.get(name)
         if histogram is not None:
-            histogram.add(value, name)
+            histogram.add(value, name, _COUNTED)
             peak = histogram.peak
         else:
             # NaN passes through max and min, so two reductions find it without a copy of |x|.

@@ -130,13 +130,16 @@ def clipped(histogram: Histogram, amax: float) -> float:
     """Share of the counted values that lie beyond `amax`.
 
     Exact where amax is the edge of a bin or at least the peak (percentile, max): a value on an edge belongs to
-    the bin above it. A bin that amax cuts counts as kept.
+    the bin above it. Of a bin that amax cuts as much counts as lies beyond, its values taken as spread evenly up to
+    its end or the peak.
     """
     total = int(histogram.counts.sum())
     if total == 0 or histogram.peak <= amax:
         return 0.0
-    first = math.ceil(amax / histogram.width)
-    return int(histogram.counts[first:].sum()) / total
+    index = math.floor(amax / histogram.width)
+    low, high = index * histogram.width, min((index + 1) * histogram.width, histogram.peak)
+    beyond = (high - amax) / (high - low) * int(histogram.counts[index])
+    return (beyond + int(histogram.counts[index + 1 :].sum())) / total
 
 
 def artifact(

@@ -51,7 +51,7 @@ def noise(
     pixels: Pixels,
     threads: int = 0,
     monitor: Monitor = SILENT,
-    limit: int = 128,
+    limit: int = 32,
     weights: onnx.ModelProto | None = None,
 ) -> dict[str, LayerNoise]:
     """LayerNoise of every product of `placement`, by node name, over the first `limit` images of `pixels`.

@@ -35,8 +35,11 @@ class Histogram:
     high: float = 0.0
     counts: Counts = field(default_factory=lambda: np.zeros(BINS, dtype=np.int64))
 
-    def add(self, values: npt.NDArray[np.float32], name: str = "tensor") -> None:
-        """Count `values` (any shape). Raises GraphError for NaN or inf."""
+    def add(self, values: npt.NDArray[np.float32], name: str = "tensor", most: int | None = None) -> None:
+        """Count `values` (any shape), of more than `most` every k-th; `low` and `high` know all of them.
+
+        Raises GraphError for NaN or inf.
+        """
         if not values.size:
             return
         low, high = float(values.min()), float(values.max())
@@ -46,10 +49,13 @@ class Histogram:
         self.low, self.high = min(self.low, low), max(self.high, high)
         if peak > 0:
             self._widen(max(int(np.frexp(peak)[1]), _SMALLEST_EXPONENT))
+        counted = values.ravel()
+        if most is not None and counted.size > most:
+            counted = counted[:: -(-counted.size // most) | 1]  # odd: a map's width is even as a rule
         if self.exponent is None:
-            self.counts[0] += values.size  # nothing but zeros so far: they stay in bin 0 whatever the width
+            self.counts[0] += counted.size  # nothing but zeros so far: they stay in bin 0 whatever the width
             return
-        scaled = np.abs(values.ravel()) * np.float32(np.ldexp(BINS, -self.exponent))
+        scaled = np.abs(counted) * np.float32(np.ldexp(BINS, -self.exponent))
         self.counts += np.bincount(scaled.astype(np.int32), minlength=BINS)
 
     def _widen(self, exponent: int) -> None:

@@ -110,3 +110,17 @@ def test_widening_joins_bins_exactly() -> None:
     before = found.counts.copy()
     found.add(np.array([3.9], dtype=np.float32))
     assert np.array_equal(found.counts[: BINS // 4], before.reshape(-1, 4).sum(axis=1))
+
+
+def test_a_large_tensor_is_thinned_but_its_ends_are_known() -> None:
+    values = np.random.default_rng(0).normal(size=(40, 50, 50)).astype(np.float32)
+    values[17, 3, 4] = -90.0
+    whole, thin = Histogram(), Histogram()
+    whole.add(values)
+    thin.add(values, most=20_000)
+    assert (thin.low, thin.high, thin.exponent) == (whole.low, whole.high, whole.exponent)
+    assert thin.counts.sum() == -(-values.size // 5) and whole.counts.sum() == values.size
+    assert by_percentile(thin, 99.0) == pytest.approx(by_percentile(whole, 99.0), rel=0.03)
+    few = Histogram()
+    few.add(values[:3], most=20_000)
+    assert few.counts.sum() == values[:3].size

@@ -221,6 +221,15 @@ def test_the_percentile_clips_what_it_says() -> None:
     assert 0.0095 < share <= 0.01
 
 
+@pytest.mark.parametrize("amax", [0.0101, 0.5003, 1.00007, 2.9999])
+def test_a_bin_that_the_range_cuts_counts_in_part(amax: float) -> None:
+    """Evenly spread values, 244 of them in a bin: the share is right to a few of a million."""
+    values = np.linspace(0, 3.0, 1_000_000, dtype=np.float32)
+    histogram = Histogram()
+    histogram.add(values)
+    assert layers.clipped(histogram, amax) == pytest.approx(float((values > amax).mean()), abs=1e-5)
+
+
 def test_a_tensor_of_zeros_clips_nothing() -> None:
     histogram = Histogram()
     assert layers.clipped(histogram, 1.0) == 0.0
