@@ -15,7 +15,7 @@ from edgetl.spec import Fit
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from edgetl.images import Dataset, ReadOptions
+    from edgetl.images import ReadOptions
     from edgetl.monitor import Monitor
     from edgetl.transfer import FinetuneOptions
 
@@ -142,13 +142,13 @@ def finetune(
         from edgetl.transfer.options import budgets_of
 
         given["label_budget"] = budgets_of(label_budget)
-        options = FinetuneOptions(**_named(FinetuneOptions, given), golden_photos=not no_golden_photos)
-        reading = ReadOptions(**_named(ReadOptions, given))
+        options = FinetuneOptions(**named(FinetuneOptions, given), golden_photos=not no_golden_photos)
+        reading = ReadOptions(**named(ReadOptions, given))
         result = _run(data, data_root, reading, to, options, run.monitor)
         run.done(result, show=lambda console: _show(console, result))
 
 
-def _named(kind: type, given: dict[str, Any]) -> dict[str, Any]:
+def named(kind: type, given: dict[str, Any]) -> dict[str, Any]:
     """The command's options that a dataclass of options has by the same name."""
     return {field.name: given[field.name] for field in fields(kind) if field.name in given}
 
@@ -157,26 +157,26 @@ def _run(
     data: str, data_root: Path | None, reading: ReadOptions, to: Path, options: FinetuneOptions, monitor: Monitor
 ) -> dict[str, Any]:
     tune_for_training()
+    from edgetl.images import read_data
     from edgetl.transfer import finetune
     from edgetl.transfer.processes import joined
 
     try:
         with joined(options.device) as group:
-            found = group.first(lambda: _read(data, data_root, reading, monitor))
+            found = group.first(lambda: read_data(folder_of(data, data_root, monitor), reading))
             return finetune(found, to, options, monitor, group)
     except KeyboardInterrupt:
         monitor.say("what was done so far is kept: the same command with --resume continues it")
         raise
 
 
-def _read(data: str, data_root: Path | None, reading: ReadOptions, monitor: Monitor) -> Dataset:
-    from edgetl.images import read_data
+def folder_of(data: str, data_root: Path | None, monitor: Monitor) -> str:
+    """DATA as a folder or CSV on disk: torchvision:NAME is written out first."""
+    if not data.startswith("torchvision:"):
+        return data
+    from edgetl.transfer.datasets import materialise
 
-    if data.startswith("torchvision:"):
-        from edgetl.transfer.datasets import materialise
-
-        data = str(materialise(data, data_root, monitor))
-    return read_data(data, reading)
+    return str(materialise(data, data_root, monitor))
 
 
 def _show(console: Console, result: dict[str, Any]) -> None:

@@ -22,7 +22,7 @@ from torchvision import models
 from edgetl.errors import BackboneError
 from edgetl.spec import Profile
 from edgetl.transfer.resized import builder_of
-from edgetl.transfer.small import smallnet
+from edgetl.transfer.small import plaincnn, smallnet
 
 ALL = frozenset(Profile)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -137,6 +137,7 @@ def _vit(family: str, pattern: str, patch: int) -> BackboneRow:
 
 FAMILIES: tuple[BackboneRow, ...] = (
     BackboneRow("smallnet", r"smallnet", "fc", last_map="stages", map_corner=True, min_size=8),
+    BackboneRow("plaincnn", r"plaincnn", "fc", multiple=16),
     BackboneRow("resnet", r"(wide_)?resnet\d+(_2)?|resnext\d+_\d+x\d+d", "fc", last_map="layer4", map_corner=True),
     BackboneRow("mobilenet_v2", r"mobilenet_v2", "classifier.1", map_corner=True),
     BackboneRow("mobilenet_v3", r"mobilenet_v3_\w+", "classifier.3", map_corner=True),
@@ -190,11 +191,15 @@ FAMILIES: tuple[BackboneRow, ...] = (
 )
 
 
+# Networks that torchvision does not have; no weights are published for them.
+OWN: dict[str, Callable[..., nn.Module]] = {"plaincnn": plaincnn, "smallnet": smallnet}
+
+
 @cache
 def names() -> tuple[str, ...]:
     """Every backbone name that `row` knows, sorted."""
     found = [n for n in models.list_models(module=models) if any(re.fullmatch(f.pattern, n) for f in FAMILIES)]
-    return tuple(sorted([*found, "smallnet"]))
+    return tuple(sorted([*found, *OWN]))
 
 
 @cache
@@ -206,8 +211,8 @@ def row(name: str) -> BackboneRow:
             "unknown backbone", name, f"did you mean {near[0]}?" if near else "use a torchvision classification model"
         )
     family = next(f for f in FAMILIES if re.fullmatch(f.pattern, name))
-    if name == "smallnet":
-        return replace(family, name=name, size=32, builder=smallnet)
+    if name in OWN:
+        return replace(family, name=name, size=32, builder=OWN[name])
     default = models.get_model_weights(name).DEFAULT.transforms()
     return replace(family, name=name, size=int(default.crop_size[0]), builder=builder_of(name))
 

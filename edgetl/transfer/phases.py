@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from edgetl.bundle import Bundle
-from edgetl.errors import CorruptImage
 from edgetl.images import Dataset, Sample
 from edgetl.monitor import Monitor
 from edgetl.transfer import leakage, logs, record
@@ -25,9 +23,10 @@ from edgetl.transfer.fit import fit
 from edgetl.transfer.folds import cross_validate
 from edgetl.transfer.options import FinetuneOptions
 from edgetl.transfer.pixels import PixelStore
-from edgetl.transfer.prepare import Start, check_splits
+from edgetl.transfer.prepare import Start
 from edgetl.transfer.processes import ALONE, Group
 from edgetl.transfer.run import Run
+from edgetl.transfer.sound import sound
 from edgetl.transfer.train import Progress
 
 
@@ -48,7 +47,7 @@ def carry_out(
     shared = folder if group.rank == 0 else folder.parent
     store = PixelStore(shared, data.root, start.preprocess, process=group.rank, processes=group.size)
     try:
-        data, alike = _sound(data, store, options, monitor, group)
+        data, alike = sound(data, store, options, monitor, group)
         run = Run(data, start, options, folder, store, monitor, group=group)
         start.network.to(start.device).to(memory_format=torch.channels_last)
         evaluated = _evaluated(run)
@@ -94,41 +93,6 @@ def _evaluated(run: Run) -> dict[str, Any]:
     if options.label_budget:
         out["label_budget"] = learning_curve(run)
     return out
-
-
-def _sound(
-    data: Dataset, store: PixelStore, options: FinetuneOptions, monitor: Monitor, group: Group
-) -> tuple[Dataset, list[leakage.Row] | None]:
-    """Every image decoded once; `data` without the corrupt ones where --skip-corrupt allows it.
-
-    With it the near-duplicates across its splits; None where they are ignored.
-    """
-    for line in data.warnings:
-        monitor.warn(line)
-    leakage.check_wish(data, options.near_duplicates)
-    prints = leakage.Prints(store.image)
-    looked_at = options.near_duplicates != "ignore"
-    mine = data.all()[group.rank :: group.size]
-    noted = [prints.note] if looked_at else []
-    found = group.each(lambda: store.fill(mine, options.skip_corrupt, monitor, *noted))
-    corrupt = {digest: error for part in found for digest, error in part.items()}
-    store.refresh()
-    data = _without_corrupt(data, corrupt, monitor)
-    if not looked_at:
-        return data, None
-    return group.first(lambda: leakage.settled(data, prints, options.near_duplicates, monitor))
-
-
-def _without_corrupt(data: Dataset, corrupt: Mapping[str, CorruptImage], monitor: Monitor) -> Dataset:
-    if not corrupt:
-        return data
-    for error in corrupt.values():
-        monitor.warn(f"left out: {error}")
-    monitor.warn(f"{len(corrupt)} corrupt images are left out")
-    splits = {k: tuple(s for s in v if s.digest not in corrupt) for k, v in data.splits.items()}
-    left = replace(data, splits=splits, skipped=tuple(sorted(s.path for s in data.all() if s.digest in corrupt)))
-    check_splits(left)
-    return left
 
 
 def _record(run: Run, to: Path, golden: Sequence[Sample], result: dict[str, Any], tuned: Progress) -> Bundle:

@@ -8,8 +8,7 @@ from typing import Any
 
 import torch
 
-from edgetl import embedded
-from edgetl.errors import BackboneError, DataError, InputError
+from edgetl.errors import DataError, InputError
 from edgetl.images import Dataset, Sample, split_digest
 from edgetl.images.of_bundle import read_unlabelled
 from edgetl.monitor import SILENT, Monitor
@@ -20,7 +19,7 @@ from edgetl.transfer.augment import stream_seed
 from edgetl.transfer.backbones import BackboneRow
 from edgetl.transfer.distil import Teacher, open_teacher
 from edgetl.transfer.network import Deployed
-from edgetl.transfer.options import DEFAULT_BACKBONE, FinetuneOptions
+from edgetl.transfer.options import FinetuneOptions
 
 
 @dataclass(frozen=True)
@@ -40,8 +39,7 @@ class Start:
 
 def prepare(data: Dataset, options: FinetuneOptions, monitor: Monitor = SILENT) -> Start:
     """Build the network and load its weights. Raises BackboneError, WeightsError, InputError, DataError."""
-    spec = _row(options)
-    arguments = backbones.parse_arguments(options.backbone_args)
+    spec, arguments = weights.network_of(options.source, options.backbone, options.backbone_args)
     device = _device(options)
     check_splits(data)
     teacher = open_teacher(options.teacher, data, monitor) if options.teacher else None
@@ -95,16 +93,6 @@ def check_splits(data: Dataset) -> None:
         raise DataError(
             "there are no validation images", data.root, "the best epoch is chosen on them: --val-fraction .15"
         )
-
-
-def _row(options: FinetuneOptions) -> BackboneRow:
-    if options.source != "embedded":
-        return backbones.row(options.backbone or DEFAULT_BACKBONE)
-    if options.backbone not in (None, embedded.NAME):
-        raise BackboneError(
-            f"the embedded weights are {embedded.NAME}'s", f"--backbone {options.backbone}", "leave --backbone out"
-        )
-    return backbones.row(embedded.NAME)
 
 
 def _device(options: FinetuneOptions) -> torch.device:

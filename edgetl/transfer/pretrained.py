@@ -11,8 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from edgetl import embedded
-from edgetl.errors import BackboneError, InputError
+from edgetl.errors import InputError
 from edgetl.images import Sample
 from edgetl.monitor import SILENT, Monitor
 from edgetl.spec import Fit, Preprocess
@@ -22,7 +21,6 @@ from edgetl.transfer.backbones import BackboneRow
 from edgetl.transfer.feature_store import FeatureStore, model_key
 from edgetl.transfer.features import Inputs
 from edgetl.transfer.network import Deployed
-from edgetl.transfer.options import DEFAULT_BACKBONE
 
 Floats = npt.NDArray[np.float32]
 _CLASSES = 2  # of the fresh head, which no feature passes
@@ -91,8 +89,7 @@ class Wish:
 
 def open_pretrained(wish: Wish) -> Pretrained:
     """The network of a wish, its weights loaded (`auto` downloads). Raises BackboneError, WeightsError, InputError."""
-    spec = row_of(wish)
-    arguments = backbones.parse_arguments(wish.arguments)
+    spec, arguments = weights.network_of(wish.weights, wish.backbone, wish.arguments)
     device = device_of(wish.device)
     spec.check_size(wish.image_size or spec.size)  # before anything is downloaded
     found = weights.load(wish.weights, spec)
@@ -103,16 +100,6 @@ def open_pretrained(wish: Wish) -> Pretrained:
         weights.apply(backbone, spec, found.state, preprocess.size, str(found.provenance["name"]))
     network = Deployed(backbone, preprocess).to(device).to(memory_format=torch.channels_last).eval()
     return Pretrained(spec, network, preprocess, dict(found.provenance), _head(found, spec), device, arguments)
-
-
-def row_of(wish: Wish) -> BackboneRow:
-    """The row of the backbone a wish names. Raises BackboneError."""
-    if wish.weights != "embedded":
-        return backbones.row(wish.backbone or DEFAULT_BACKBONE)
-    if wish.backbone not in (None, embedded.NAME):
-        do = "name its weights: --weights FILE, or auto (torchvision's, downloaded)"
-        raise BackboneError(f"the embedded weights are {embedded.NAME}'s", f"--backbone {wish.backbone}", do)
-    return backbones.row(embedded.NAME)
 
 
 def device_of(choice: str) -> torch.device:

@@ -20,6 +20,7 @@ from edgetl.transfer.pixels import PixelStore
 from edgetl.transfer.prepare import Start
 from edgetl.transfer.probe import Linear, Probe
 from edgetl.transfer.processes import ALONE, Group
+from edgetl.transfer.step import MakesViews
 
 Logits = npt.NDArray[np.float32]
 State = dict[str, torch.Tensor]
@@ -27,9 +28,15 @@ State = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class Probed:
-    """The linear probe and the features it was fitted on, float32 (N, D), in the order of the splits."""
+    """The linear probe and the features it was fitted on, float32 (N, D), in the order of the splits.
+
+    `cooled` gives the probe's answers with probabilities that are right on val: where a training starts from. On a
+    few images the probe separates its training set, so that its own loss there is next to nothing and nothing would
+    pull at the body; its large head is what keeps features from moving (Tomihari & Sato 2024).
+    """
 
     fitted: Probe
+    cooled: Linear
     train: Logits
     val: Logits
 
@@ -54,6 +61,7 @@ class Run:
     monitor: Monitor
     images_per_second: float = 0.0
     before: State | None = None  # the backbone's state before training
+    views: MakesViews | None = None  # where the usual random views do not do
     known: Known | None = None  # where several divisions of the same images are fitted
     group: Group = ALONE  # the processes that carry it out; each has a folder of its own
 

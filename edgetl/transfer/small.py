@@ -1,7 +1,7 @@
-"""SmallNet: the backbone that ships with edgetl ("--weights embedded"), for images of about 32 px.
+"""Backbones of our own, for images of about 32 px: SmallNet, which ships with edgetl, and a plain CNN.
 
-A residual network (He et al. 2016, post-activation basic blocks) of 0.9 M parameters and 38 M
-multiply-accumulates at 32 px, so that the whole line runs in minutes on two CPU cores. Plain 3x3
+SmallNet (`--weights embedded`) is a residual network (He et al. 2016, post-activation basic blocks) of 0.9 M
+parameters and 38 M multiply-accumulates at 32 px, so that the whole line runs in minutes on two CPU cores. Plain 3x3
 convolutions, BatchNorm and ReLU throughout: what every INT8 engine fuses.
 """
 
@@ -13,6 +13,7 @@ from torch import nn
 WIDTHS = (48, 96, 192)
 DEPTHS = (1, 2, 1)
 STEM = 32
+GRID = 4
 
 
 class BasicBlock(nn.Module):
@@ -60,6 +61,39 @@ class SmallNet(nn.Module):
         return self.fc(torch.flatten(self.avgpool(self.stages(self.stem(x))), 1))  # type: ignore[no-any-return]
 
 
+class PlainCNN(nn.Module):
+    """Two convolutions, two linear layers: the first network of every course, for small images and small devices.
+
+    float32 (B, 3, S, S), S a multiple of 16 -> logits (B, num_classes). The mean over a 4 x 4 grid before the linear
+    layers lets weights of one size serve another.
+    """
+
+    def __init__(self, num_classes: int = 1000, width: int = 32, hidden: int = 128) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(3, width, 3, 1, 1),
+            nn.ReLU(inplace=True),
+            nn.MaxPool2d(2),
+            nn.Conv2d(width, 2 * width, 3, 1, 1),
+            nn.ReLU(inplace=True),
+            nn.MaxPool2d(2),
+        )
+        self.avgpool = nn.AdaptiveAvgPool2d(GRID)
+        self.fc1 = nn.Linear(2 * width * GRID * GRID, hidden)
+        self.relu = nn.ReLU(inplace=True)
+        self.fc = nn.Linear(hidden, num_classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Class logits."""
+        x = torch.flatten(self.avgpool(self.features(x)), 1)
+        return self.fc(self.relu(self.fc1(x)))  # type: ignore[no-any-return]
+
+
 def smallnet(num_classes: int = 1000) -> SmallNet:
     """SmallNet with random weights (Kaiming); the builder behind the row "smallnet"."""
     return SmallNet(num_classes)
+
+
+def plaincnn(num_classes: int = 1000, width: int = 32, hidden: int = 128) -> PlainCNN:
+    """PlainCNN with random weights (PyTorch's own); the builder behind the row "plaincnn"."""
+    return PlainCNN(num_classes, width, hidden)

@@ -61,7 +61,7 @@ def finetune(
                 bundles.sweep(folder)
                 group.first(lambda: (folder, result))
                 return result
-        _open_work(folder, start, options)
+        begin(folder, start, options)
         group.first(lambda: (folder, None))
         group.wait()  # until the others have copied what is there
         try:
@@ -126,23 +126,24 @@ def _finished(to: Path, start: Start, options: FinetuneOptions) -> dict[str, Any
         return {key: stored[key] for key in FIELDS if key in stored}  # folds and budgets where they were asked for
     if options.overwrite:
         return None
-    raise _other_options("the bundle was made with other options", training.get("identity") or {}, start)
+    raise other_options("the bundle was made with other options", training.get("identity") or {}, start)
 
 
-def _open_work(folder: Path, start: Start, options: FinetuneOptions) -> None:
+def begin(folder: Path, start: Start, options: FinetuneOptions) -> None:
     """Begin the work folder, or take over what a killed run of the same options left."""
     path = folder / "identity.json"
     if options.resume and path.is_file():
         old = bundles.read_json(path, "training state")
         if old != start.identity:
-            raise _other_options("the unfinished run there has other options", old, start)
+            raise other_options("the unfinished run there has other options", old, start)
         return
     bundles.sweep(folder)
     folder.mkdir()
     bundles.atomic_json(path, start.identity)
 
 
-def _other_options(what: str, old: dict[str, Any], start: Start) -> InputError:
+def other_options(what: str, old: dict[str, Any], start: Start) -> InputError:
+    """The error for a run that is not the one that lies there: which options differ."""
     flat_old, flat_new = _flat(old), _flat(start.identity)
     differ = sorted(key for key in {*flat_old, *flat_new} if flat_old.get(key) != flat_new.get(key))
     return InputError(

@@ -27,14 +27,14 @@ from edgetl.images import Sample
 from edgetl.monitor import SILENT, Monitor
 from edgetl.transfer import backbones
 from edgetl.transfer import recipe as recipes
-from edgetl.transfer.augment import Views, epoch_order, stream_seed
+from edgetl.transfer.augment import epoch_order, stream_seed
 from edgetl.transfer.backbones import BackboneRow
 from edgetl.transfer.features import Floats, Inputs, forward, to_device
 from edgetl.transfer.feed import Feed, Portion, in_batches
 from edgetl.transfer.network import Deployed
 from edgetl.transfer.processes import ALONE, Group
 from edgetl.transfer.recipe import Recipe
-from edgetl.transfer.step import ExtraLoss, Step, Unlabelled
+from edgetl.transfer.step import ExtraLoss, MakesViews, Step, Unlabelled
 
 State = dict[str, torch.Tensor]
 Epoch = dict[str, Any]  # one line of the log
@@ -62,7 +62,7 @@ class Setting:
 
     train: Sequence[Sample]
     val: Sequence[Sample]
-    views: Views
+    views: MakesViews
     inputs: Inputs
     weights: npt.NDArray[np.float32] | None
     device: torch.device

@@ -14,15 +14,16 @@ from edgetl.images import Sample, draw_balanced, rank_of
 from edgetl.transfer import backbones, distil, features, keep, logs, probe
 from edgetl.transfer.augment import Views
 from edgetl.transfer.recipe import Recipe, recipe_for
-from edgetl.transfer.run import Run
-from edgetl.transfer.step import ExtraLoss, Unlabelled
+from edgetl.transfer.run import Probed, Run
+from edgetl.transfer.step import ExtraLoss, MakesViews, Unlabelled
 from edgetl.transfer.train import DTYPES, Progress, Setting, Trainer, faster_dtype
 
 FLIP_TEST_IMAGES = 512
 
 
-def train(run: Run, fitted: probe.Probe) -> Progress:
+def train(run: Run, probed: Probed) -> Progress:
     """Fine-tune the network in place; `run.before` keeps what it was."""
+    fitted = probed.fitted
     start, options, data = run.start, run.options, run.data
     network, spec = start.network, start.spec
     run.before = {k: v.detach().clone() for k, v in backbones.deployed_state(network.backbone, spec).items()}
@@ -30,8 +31,8 @@ def train(run: Run, fitted: probe.Probe) -> Progress:
     recipe = recipe_for(options, len(train), run.plan)
     decisions = run.group.first(lambda: _decisions(run, fitted, recipe))
     if run.plan.from_probe:
-        run.fold(fitted)
-    views = Views(run.store.image, start.preprocess, options.seed, decisions["flips"])
+        run.fold(probed.cooled)
+    views: MakesViews = run.views or Views(run.store.image, start.preprocess, options.seed, decisions["flips"])
     unlabelled = distil.unlabelled_for(run) if start.teacher else ()
     setting = Setting(
         train=train,

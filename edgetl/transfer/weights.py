@@ -26,10 +26,13 @@ from torchvision.models.vision_transformer import interpolate_embeddings
 
 from edgetl import embedded
 from edgetl.bundle import sha256_file
-from edgetl.errors import WeightsError
+from edgetl.errors import BackboneError, WeightsError
 from edgetl.monitor import SILENT, Monitor
 from edgetl.spec import Fit, Preprocess
+from edgetl.transfer import backbones
 from edgetl.transfer.backbones import BackboneRow
+from edgetl.transfer.options import DEFAULT_BACKBONE
+from edgetl.transfer.weights_file import card_of
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model")
 _PREFIXES = ("module.", "_orig_mod.")
@@ -59,9 +62,37 @@ def load(choice: str, spec: BackboneRow) -> Weights:
         return _download(spec)
     path = Path(choice)
     state, digest = read_state(path), sha256_file(path)
+    if card := card_of(path):
+        made = {"source": "file", "name": path.name, "sha256": digest, "made_by": "pretrain"}
+        return Weights(state, card.preprocess, made)
     entry = _published(spec, digest)
     provenance = {"source": "file", "name": entry.name if entry else path.name, "sha256": digest}
     return Weights(state, _of_entry(entry, spec) if entry else _default_preprocess(spec), provenance)
+
+
+def network_of(choice: str, backbone: str | None, arguments: str) -> tuple[BackboneRow, dict[str, Any]]:
+    """The row and the builder's arguments that --weights, --backbone and --backbone-args name together.
+
+    Weights that know what they are (the embedded ones, a file of `edgetl pretrain`) decide; without them it is the
+    named backbone. Raises BackboneError where an option says otherwise.
+    """
+    given = backbones.parse_arguments(arguments)
+    if choice == "embedded":
+        known: tuple[str, dict[str, Any]] = (embedded.NAME, {})
+    elif choice in ("auto", "none") or (card := card_of(Path(choice))) is None:
+        return backbones.row(backbone or DEFAULT_BACKBONE), given
+    else:
+        known = (card.backbone, card.arguments)
+    name = "the embedded weights" if choice == "embedded" else Path(choice).name
+    if backbone not in (None, known[0]):
+        raise BackboneError(f"{name} are weights of {known[0]}", f"--backbone {backbone}", "leave --backbone out")
+    if arguments and given != known[1]:
+        raise BackboneError(
+            f"{name} are weights of a network with other arguments",
+            f"--backbone-args {arguments}, and theirs are {known[1] or 'none'}",
+            "leave --backbone-args out",
+        )
+    return backbones.row(known[0]), known[1]
 
 
 def preprocess_for(base: Preprocess, image_size: int | None, fit: Fit) -> Preprocess:
@@ -213,6 +244,9 @@ def _resized_positions(given: OrderedDict[str, torch.Tensor], size: int, patch: 
 
 
 def _download(spec: BackboneRow) -> Weights:
+    if spec.name in backbones.OWN:
+        do = f"make some with `edgetl pretrain DATA --to FILE --backbone {spec.name}`, or use --weights none"
+        raise WeightsError("no weights are published for this backbone", spec.name, do)
     entry = models.get_model_weights(spec.name).DEFAULT
     try:
         state = entry.get_state_dict(progress=False, check_hash=True)
@@ -237,14 +271,14 @@ def _embedded() -> Weights:
 
 def _published(spec: BackboneRow, digest: str) -> Any:
     """torchvision's entry for a file with this sha256 (their URLs carry its first 8 digits), or None."""
-    if spec.name == embedded.NAME:
+    if spec.name in backbones.OWN:
         return None
     entries = list(models.get_model_weights(spec.name))
     return next((e for e in entries if f"-{digest[:8]}." in e.url), None)
 
 
 def _default_preprocess(spec: BackboneRow) -> Preprocess:
-    if spec.name == embedded.NAME:
+    if spec.name in backbones.OWN:
         return Preprocess(size=spec.size, resize=spec.size, mean=spec.mean, std=spec.std)
     return _of_entry(models.get_model_weights(spec.name).DEFAULT, spec)
 

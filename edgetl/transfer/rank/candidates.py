@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from edgetl.spec import Fit
 from edgetl.transfer import backbones, weights
 from edgetl.transfer.pretrained import Wish
 from edgetl.transfer.rank.cost import blank
+from edgetl.transfer.weights_file import card_of
 
 WORDS = ("auto", "embedded", "none")
 # What --download fetches where no --backbone is named: classifiers of up to 12 M parameters, one or two a family.
@@ -67,8 +69,10 @@ def candidates(search: Search) -> tuple[list[Wish], list[str]]:
             found += [search.wish(name, choice) for name in search.named]
         elif choice != "auto":
             path = Path(choice)
-            found.append(search.wish(backbone_of(path, weights.read_state(path), search.named), choice))
-    rows = [name for name in search.named or backbones.names() if name != embedded.NAME]
+            card = card_of(path)
+            known = card.backbone if card else backbone_of(path, weights.read_state(path), search.named)
+            found.append(search.wish(known, choice))
+    rows = [name for name in search.named or backbones.names() if name not in backbones.OWN]
     there = [name for name in rows if on_disk(name)]
     if "auto" in search.weights:
         fetched = [n for n in rows if n not in there and n in (search.named or EDGE)] if search.download else []
@@ -94,20 +98,20 @@ def backbone_of(path: Path, state: weights.State, named: Sequence[str]) -> str:
     if len(named) == 1:
         return named[0]
     given = weights.modern_names(state)
-    for name in _likely_first(path, named or backbones.names()):
-        if _fits(given, name):
+    known = named or backbones.names()
+    # A file with a classifier has it where few networks have theirs.
+    plausible = [name for name in known if backbones.row(name).head + ".weight" in given] or known
+    for name in sorted(plausible, key=lambda name: (name not in path.name, -len(name), name)):
+        spec = backbones.row(name)
+        if _shapes(given, spec) == _shapes(_blank_state(name), spec):
             return name
     do = "name it with --backbone (and --backbone-args)"
     raise WeightsError("no backbone that is known has these weights", path, do)
 
 
-def _likely_first(path: Path, names: Iterable[str]) -> list[str]:
-    return sorted(names, key=lambda name: (name not in path.name, -len(name), name))
-
-
-def _fits(given: weights.State, name: str) -> bool:
-    spec = backbones.row(name)
-    return _shapes(given, spec) == _shapes(blank(name, 2, spec.size).state_dict(), spec)
+@cache
+def _blank_state(name: str) -> weights.State:
+    return blank(name, 2, backbones.row(name).size).state_dict()
 
 
 def _shapes(state: weights.State, spec: backbones.BackboneRow) -> dict[str, tuple[int, ...]]:
