@@ -30,6 +30,7 @@ COMMANDS = (
     "export",
     "build",
     "bench",
+    "pretrain",
     "rank",
     "domains",
     "classify",
