@@ -53,7 +53,7 @@ class DomainOptions:
         if self.projection not in ("pca", "tsne"):
             raise InputError("unknown value of --projection", self.projection, "use pca or tsne")
         if self.picture is not None and self.picture.suffix.lower() not in (".png", ".svg"):
-            raise InputError("the picture must be a .png or .svg file", self.picture)
+            raise InputError("unknown form of picture", self.picture, "name it FILE.png or FILE.svg")
 
 
 def read_side(source: str) -> Side:

@@ -37,10 +37,22 @@ def logme(features: Floats, targets: Ints) -> float:
     The best b for a t is closed (N / Q below), so a search over t alone finds what the paper's fixed-point
     iteration converges to, also where N <= D, where that iteration needs a floor to stay finite.
     """
-    left, singular, _ = np.linalg.svd(np.asarray(features, np.float64), full_matrices=False)
-    variances = singular**2
-    variances /= max(float(variances.mean()), _TINY)
+    left, variances = _spectrum(np.asarray(features, np.float64))
+    variances /= max(float(variances.sum()) / max(len(variances), 1), _TINY)
     return float(np.mean([_evidence(left, variances, targets == c) for c in np.unique(targets)]))
+
+
+def _spectrum(rows: Floats) -> tuple[Floats, Floats]:
+    """Left singular vectors (N, k) and squared singular values (k,) of (N, D), k <= min(N, D): an economy SVD.
+
+    From the smaller of the two Gram matrices, which is twice as fast; directions that carry less than 1e-12 of the
+    largest one's variance are rounding and left out.
+    """
+    n, d = rows.shape
+    variances, vectors = np.linalg.eigh(rows @ rows.T if n <= d else rows.T @ rows)
+    keep = variances > 1e-12 * max(float(variances.max()), _TINY)
+    variances, vectors = variances[keep], vectors[:, keep]
+    return (vectors if n <= d else rows @ vectors / np.sqrt(variances)), variances
 
 
 def _evidence(left: Floats, variances: Floats, member: npt.NDArray[np.bool_]) -> float:

@@ -47,7 +47,7 @@ class RankOptions:
             raise InputError("unknown value of --precision", self.precision, "use fp32 or int8")
         for name, value in (("--budget-ms", self.budget_ms), ("--budget-mb", self.budget_mb)):
             if value is not None and not 0 < value < float("inf"):
-                raise InputError(f"{name} must be above 0", value)
+                raise InputError(f"{name} must be above 0", value, "leave it out for no limit")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,217 @@
+"""`edgetl rank` and `edgetl domains` from the command line: generated weights, the embedded backbone, bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from edgetl.cli.app import app
+from edgetl.cli.rank import DEFAULT_WEIGHTS, sorted_out
+from edgetl.embedded.digits import write_digits
+from edgetl.errors import InputError
+from edgetl.transfer import backbones
+
+ROW = {"backbone", "weights", "logme", "h_score", "probe_accuracy", "params", "macs", "latency_ms", "pareto"}
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGETL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_digits(tmp_path_factory.mktemp("digits") / "digits")
+
+
+@pytest.fixture(scope="module")
+def random_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A smallnet that has learnt nothing, in a file whose name does not tell."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "untrained.pth"
+    torch.save(backbones.build("smallnet", 4, 32).state_dict(), path)
+    return path
+
+
+def call(*words: object, expect: int = 0) -> dict[str, Any]:
+    done = CliRunner().invoke(app, [*map(str, words), "--json"])
+    assert done.exit_code == expect, done.output
+    assert len(done.stdout.strip().splitlines()) == 1
+    return dict(json.loads(done.stdout))
+
+
+def refused(*words: object) -> str:
+    error = call(*words, expect=1)["error"]
+    assert error["what"] and error["do"], error
+    return " | ".join(error.values())
+
+
+def test_what_learnt_glyphs_is_ranked_before_what_learnt_nothing(digits: Path, random_weights: Path) -> None:
+    words = ["rank", digits, "--weights", random_weights, "--weights", "embedded", "--images", 150]
+    found = call(*words)
+    assert [r["weights"] for r in found["rows"]] == ["embedded", str(random_weights)]
+    first, second = found["rows"]
+    assert set(first) >= ROW and first["backbone"] == second["backbone"] == "smallnet"
+    for score in ("probe_accuracy", "logme", "knn_accuracy", "leep"):
+        assert first[score] > second[score], score
+    assert first["pareto"] and not second["pareto"]  # equally large and fast, but less accurate
+    assert first["latency_ms"] == second["latency_ms"] > 0
+    assert (first["params"], first["macs"]) == (second["params"], second["macs"])
+    assert found["n"] == {"images": 100, "train": 100, "classes": 10}
+    assert "resnet18" in found["needs_download"]
+    again = call(*words)
+    assert [{k: r[k] for k in ("logme", "h_score", "probe_accuracy", "leep")} for r in again["rows"]] == [
+        {k: r[k] for k in ("logme", "h_score", "probe_accuracy", "leep")} for r in found["rows"]
+    ]
+
+
+def test_budgets_leave_out_and_name(digits: Path) -> None:
+    small = call("rank", digits, "--images", 60, "--budget-mb", 2, "--precision", "int8")
+    assert [r["backbone"] for r in small["rows"]] == ["smallnet"] and not small["over_budget"]
+    words = ["rank", digits, "--images", 60]
+    for budget in (("--budget-mb", 2), ("--budget-ms", 0.0001)):
+        found = call(*words, *budget)
+        assert found["rows"] == [] and [r["backbone"] for r in found["over_budget"]] == ["smallnet"]
+    assert CliRunner().invoke(app, [*map(str, words), "--budget-mb", "2"]).exit_code == 0
+
+
+def test_the_table_names_the_next_command(digits: Path, random_weights: Path) -> None:
+    done = CliRunner().invoke(app, ["rank", str(digits), "--weights", str(random_weights), "--images", "60"])
+    assert done.exit_code == 0, done.output
+    assert "untrained.pth" in done.stdout and "--download" in done.stdout
+    assert f"edgetl finetune {digits} --backbone smallnet --weights {random_weights}" in done.stdout
+
+
+def test_data_and_weights_files_in_any_order() -> None:
+    assert sorted_out("photos", [], []) == ("photos", DEFAULT_WEIGHTS)
+    assert sorted_out("photos", ["b.pth", "c.safetensors"], ["a.pth"]) == (
+        "photos",
+        ("a.pth", "b.pth", "c.safetensors"),
+    )
+    assert sorted_out("b.pth", ["photos"], ["a.pth"]) == ("photos", ("a.pth", "b.pth"))
+    for words in (("photos", ["more"], ["a.pth"]), ("b.pth", [], ["a.pth"]), ("photos", ["b.pth"], [])):
+        with pytest.raises(InputError):
+            sorted_out(*words)
+
+
+def test_rank_refuses_what_it_cannot_do(digits: Path, make_folder: Any, tmp_path: Path) -> None:
+    pair = make_folder(n=4)
+    assert "10" in refused("rank", pair, "--val-fraction", 0, "--test-fraction", 0)
+    assert "--budget-ms" in refused("rank", digits, "--budget-ms", -1)
+    assert "fp32 or int8" in refused("rank", digits, "--precision", "fp16")
+    assert "gone.pth" in refused("rank", digits, "--weights", tmp_path / "gone.pth")
+    assert "--download" in refused("rank", digits, "--weights", "auto")
+    assert "resnet18" in refused("rank", digits, "--backbone", "resnet81")
+    assert "no such folder" in refused("rank", tmp_path / "nowhere")
+    (tmp_path / "code.pth").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
+    assert "nothing in it was run" in refused("rank", digits, "--weights", tmp_path / "code.pth")
+
+
+def test_a_corrupt_image_is_named_or_left_out(make_folder: Any) -> None:
+    folder = make_folder(n=12)
+    (folder / "left" / "000.png").write_bytes(b"not an image")
+    words = ["rank", folder, "--val-fraction", 0, "--test-fraction", 0]
+    assert "000.png" in refused(*words)
+    assert call(*words, "--skip-corrupt")["rows"][0]["probe_accuracy"] > 0.5
+    whole = make_folder(n=12, name="whole", seed=1)
+    assert "000.png" in refused("domains", folder, whole)
+    assert call("domains", folder, whole, "--skip-corrupt")["n"] == {"source": 23, "target": 24, "in_both": 0}
+
+
+def flat(folder: Path, n: int, shift: int, seed: int) -> Path:
+    """`n` images without classes: noise around a grey of 100 + shift."""
+    rng = np.random.default_rng(seed)
+    folder.mkdir()
+    for i in range(n):
+        pixels = np.clip(rng.normal(100 + shift, 40, (32, 32, 3)), 0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+    return folder
+
+
+def test_same_shifted_and_far(tmp_path: Path, digits: Path) -> None:
+    one, other = (flat(tmp_path / str(seed), 60, 0, seed) for seed in (1, 2))
+    bright = flat(tmp_path / "bright", 60, 25, 3)
+    same, shifted, far = (call("domains", one, target) for target in (other, bright, digits))
+    assert [found["verdict"] for found in (same, shifted, far)] == ["same", "shifted", "far"]
+    assert same["mmd2"] < shifted["mmd2"] < far["mmd2"] and far["a_distance"] == 2.0
+    assert same["p_value"] > 0.01 and far["p_value"] == 0.001
+    assert far["features"]["backbone"] == "smallnet" and far["features"]["weights"]["source"] == "embedded"
+    assert far["per_class"] is None and "Gretton" in far["estimator"] and "Gaussians" in far["kernel"]
+    assert same["coral"] < far["coral"]
+
+
+def test_by_class_and_the_picture(make_folder: Any, tmp_path: Path) -> None:
+    names = ("left", "$right$", "_third")
+    source, target = make_folder(names, n=10, name="a"), make_folder(names[:2], n=10, name="b", seed=5)
+    pictures = [tmp_path / "p.png", tmp_path / "p.svg"]
+    found = [call("domains", source, target, "--picture", p, "--projection", "tsne") for p in pictures]
+    assert set(found[0]["per_class"]) == {"left", "$right$"}
+    assert all(v["n_source"] == 10 and v["mmd2"] is not None for v in found[0]["per_class"].values())
+    assert found[0]["picture"] == str(pictures[0])
+    with Image.open(pictures[0]) as image:
+        assert image.format == "PNG" and len(image.convert("RGB").getcolors(1 << 24) or []) > 50
+    svg = pictures[1].read_bytes()
+    assert svg.lstrip().startswith(b"<?xml") and svg.count(b"<use") >= 50  # a mark an image
+    call("domains", source, target, "--picture", pictures[1], "--projection", "tsne")
+    assert pictures[1].read_bytes() == svg
+
+
+def test_domains_refuses_what_it_cannot_do(tmp_path: Path, make_folder: Any) -> None:
+    good, empty, single = make_folder(n=10), tmp_path / "empty", flat(tmp_path / "single", 1, 0, 0)
+    empty.mkdir()
+    assert "no images" in refused("domains", good, empty)
+    assert "1 different images" in refused("domains", good, single)
+    assert "no such folder" in refused("domains", tmp_path / "gone", good)
+    assert "FILE.png or FILE.svg" in refused("domains", good, good, "--picture", tmp_path / "p.gif")
+    assert "pca or tsne" in refused("domains", good, good, "--projection", "umap")
+    assert "at least 8" in refused("domains", good, good, "--images", 3)
+    assert "smallnet" in refused("domains", good, good, "--backbone", "resnet18")
+
+
+def test_copies_of_one_image_are_one_image(tmp_path: Path) -> None:
+    folder = tmp_path / "copies"
+    folder.mkdir()
+    for i in range(20):
+        Image.new("RGB", (32, 32), (200, 30, 30)).save(folder / f"{i}.png")
+    assert "1 different images" in refused("domains", folder, folder)
+
+
+def test_a_set_and_itself_are_the_same_domain(digits: Path) -> None:
+    found = call("domains", digits, digits, "--images", 100)
+    assert found["verdict"] == "same" and found["n"]["in_both"] == found["n"]["source"]
+
+
+def test_a_report_in_words_says_which_features(tmp_path: Path) -> None:
+    one, other = (flat(tmp_path / str(seed), 20, 0, seed) for seed in (1, 2))
+    done = CliRunner().invoke(app, ["domains", str(one), str(other)])
+    assert done.exit_code == 0, done.output
+    for word in ("smallnet", "glyphs", "Verdict", "same", "permutations", "unbiased"):
+        assert word in done.stdout, word
+
+
+@pytest.mark.slow
+def test_a_killed_rank_leaves_features_that_the_next_one_uses(digits: Path, tmp_path: Path) -> None:
+    """Killed while it computes features; the same command then gives what an undisturbed one gives."""
+    words = [sys.executable, "-m", "edgetl", "rank", str(digits), "--json"]
+    environment = {**os.environ, "EDGETL_CACHE": str(tmp_path / "killed"), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    features = tmp_path / "killed" / "features"
+    while process.poll() is None and not list(features.glob("*/index.bin")):
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
+    after = call("rank", digits)
+    os.environ["EDGETL_CACHE"] = str(tmp_path / "killed")
+    assert call("rank", digits)["rows"][0]["logme"] == pytest.approx(after["rows"][0]["logme"], abs=1e-4)
