@@ -36,6 +36,7 @@ COMMANDS = (
     "classify",
     "inspect",
     "verify",
+    "deploy",
     "doctor",
 )
 

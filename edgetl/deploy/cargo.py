@@ -14,6 +14,7 @@ from typing import Any
 from edgetl.bundle import Bundle, canonical_json, sha256_bytes
 from edgetl.bundle.manifest import seal
 from edgetl.errors import ContractUnmet, InputError
+from edgetl.monitor import SILENT, Monitor
 from edgetl.spec import Precision, Profile
 
 Record = dict[str, Any]
@@ -112,14 +113,18 @@ def _graphs(bundle: Bundle, profiles: Sequence[Profile], precision: Precision | 
     return list(newest.values())
 
 
-def frames(pieces: Iterable[Piece], missing: Sequence[Mapping[str, Any]]) -> Iterator[bytes]:
+def frames(pieces: Iterable[Piece], missing: Sequence[Mapping[str, Any]], monitor: Monitor = SILENT) -> Iterator[bytes]:
     """What the device's `receive` reads: a head and the bytes from its offset on, for each missing file."""
     by_hash = {piece.sha256: piece for piece in pieces}
+    done, total = 0, volume(missing)
     for entry in missing:
         piece = by_hash[entry["sha256"]]
         head = {"sha256": piece.sha256, "bytes": piece.size, "offset": entry["have"]}
         yield json.dumps(head).encode() + b"\n"
-        yield from piece.read(entry["have"])
+        for data in piece.read(entry["have"]):
+            yield data
+            done += len(data)
+            monitor.progress("push", done, total)
     yield b"\n"
 
 

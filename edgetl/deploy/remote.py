@@ -21,6 +21,7 @@ from edgetl.protocol import PROTOCOL, read_answer
 
 HOME = ".local/share/edgetl"
 _WAITS_S = (1.0, 2.0, 4.0, 8.0, 8.0, 8.0)  # between tries to join a job whose connection broke
+_NO_APP = 79  # a code of ours: none of the app's, the shell's or ssh's
 Answer = dict[str, Any]
 
 
@@ -44,9 +45,10 @@ class Device:
         if job:
             named = sha256_bytes(shlex.join([verb, *words]).encode())[:12]
             arguments += ["--job", f"{self.root}/jobs/{verb}-{named}"]
-        command = ["python3", self._path, *arguments, verb, *words]
+        python = shlex.join(["python3", self._path, *arguments, verb, *words])
+        command = ["sh", "-c", f"test -f {shlex.quote(self._path)} || exit {_NO_APP}; exec {python}"]
         done = self._run(command, body, job)
-        if done.code == 2 and "can't open file" in done.stderr:
+        if done.code == _NO_APP:
             self.push_app()
             done = self._run(command, body, job)
         if done.code == 127:
@@ -63,7 +65,9 @@ class Device:
     def push_app(self) -> None:
         """Put the app in its place: whole, or not there."""
         folder, path = shlex.quote(f"{HOME}/app"), shlex.quote(self._path)
-        script = f"umask 077 && mkdir -p {folder} && cat > {path}.$$ && mv {path}.$$ {path}"
+        # Apps of other versions stay for a month: a deploy of theirs may be running.
+        tidy = f"find {folder} -name 'edgetl-*' -mtime +30 -delete"
+        script = f"umask 077 && mkdir -p {folder} && cat > {path}.$$ && mv {path}.$$ {path} && {tidy}"
         done = self.shell(script, self._app)
         if done.code:
             raise BackendError(

@@ -189,7 +189,7 @@ class _Run:
             return
         with self.steps.step("push") as step:
             step.bytes = volume(missing)
-            self.device.call("receive", self.device.root, body=frames(pieces, missing))
+            self.device.call("receive", self.device.root, body=frames(pieces, missing, self.monitor))
             self.device.moved += step.bytes
 
     def _variant(self, place: str, precision: str) -> bool:

@@ -15,12 +15,11 @@ from edgetl.bundle import sha256_file
 from edgetl.bundle.files import make_folder, sync_folder
 from edgetl.device.store import is_wanted
 from edgetl.errors import BackendError, InputError, disk_errors
-from edgetl.monitor import SILENT, Monitor
 
 _PIECE = 1 << 20
 
 
-def receive(root: Path, stream: BinaryIO, monitor: Monitor = SILENT) -> Dict[str, Any]:
+def receive(root: Path, stream: BinaryIO) -> Dict[str, Any]:
     """{"files", "bytes"} that came. Raises BackendError (cut off; what came so far stays), InputError, DiskError."""
     store = root / "store"
     with disk_errors(store):
@@ -31,7 +30,7 @@ def receive(root: Path, stream: BinaryIO, monitor: Monitor = SILENT) -> Dict[str
         if not line:
             break
         head = _head(line)
-        total += _one(store, head, stream, monitor)
+        total += _one(store, head, stream)
         files += 1
     with disk_errors(store):
         sync_folder(store)
@@ -49,7 +48,7 @@ def _head(line: bytes) -> Dict[str, Any]:
     return dict(head)
 
 
-def _one(store: Path, head: Dict[str, Any], stream: BinaryIO, monitor: Monitor) -> int:
+def _one(store: Path, head: Dict[str, Any], stream: BinaryIO) -> int:
     path = store / head["sha256"]
     part = path.with_name(path.name + ".part")
     offset, due = head["offset"], head["bytes"] - head["offset"]
@@ -65,7 +64,6 @@ def _one(store: Path, head: Dict[str, Any], stream: BinaryIO, monitor: Monitor) 
                 raise BackendError("the connection ended in a file", path.name[:12], "run the same command again")
             file.write(piece)
             due -= len(piece)
-            monitor.progress("receive " + path.name[:12], head["bytes"] - due, head["bytes"])
         file.flush()
         os.fsync(file.fileno())
     if sha256_file(part) != head["sha256"]:

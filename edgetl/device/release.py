@@ -1,7 +1,8 @@
 """Releases: made of stored files, switched to in one step, rolled back to, and swept. Python 3.8.
 
 A release is a bundle folder, named by the first 12 digits of the sha256 of the manifest it was pushed with.
-`serve.json` in it says which variant serves. Whatever ends a step, `current` points to a whole release, the old one or the new.
+`serve.json` in it says which variant serves. Whatever ends a step, `current` points to a whole release: the old one
+or the new.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional
 
 from edgetl.bundle import Bundle, atomic_json, sha256_file, sweep
-from edgetl.bundle.files import make_folder, read_json, sync_folder
+from edgetl.bundle.files import make_folder, read_json, sync_folder, unlink
 from edgetl.bundle.manifest import check_place
 from edgetl.device import store
+from edgetl.device.probe import archive_path
 from edgetl.errors import BundleError, InputError, disk_errors
 
 _RELEASE = re.compile(r"[0-9a-f]{12}")
@@ -84,10 +86,10 @@ def activate(root: Path, name: str, serve: Optional[Mapping[str, Any]], keep: in
     with disk_errors(root):
         if serve is not None:
             atomic_json(place / store.SERVE, dict(serve))
+        _keep_app(root)
         os.utime(str(place))  # the newest: releases are kept by when they last began to serve
         link = root / ".current"
-        if os.path.lexists(str(link)):
-            link.unlink()
+        unlink(link)
         os.symlink(os.path.join("releases", name), str(link))
         os.replace(str(link), str(root / "current"))
         sync_folder(root)
@@ -95,6 +97,17 @@ def activate(root: Path, name: str, serve: Optional[Mapping[str, Any]], keep: in
         sweep(root / IMAGES)
         _sweep_store(root)
     return {"current": name, "previous": before if before != name else None, "removed": removed}
+
+
+def _keep_app(root: Path) -> None:
+    """<root>/app.pyz: the app that switched, for the service that runs what it switched to."""
+    archive = archive_path()
+    if archive is not None:
+        fresh = root / ".app"
+        unlink(fresh)
+        os.link(str(archive), str(fresh))
+        os.replace(str(fresh), str(root / "app.pyz"))
+        unlink(fresh)  # replacing a file by itself leaves both names
 
 
 def rollback(root: Path, keep: int) -> Dict[str, Any]:
