@@ -1,9 +1,10 @@
 """The protocol of a bench: which figures, measured how, compared with what. It is handed its candidates."""
 
-from edgetl.bench.candidate import Candidate, latency_evidence
+from edgetl.bench.candidate import Candidate
 from edgetl.bench.compare import Change, changes
 from edgetl.bench.fail_if import Condition, check_all, parse
 from edgetl.bench.protocol import BenchData, BenchOptions, bench
+from edgetl.measure.evidence import latency_evidence
 
 __all__ = [
     "BenchData",

@@ -35,19 +35,3 @@ class Candidate:
         provider = provider.removeprefix(self.backend + "-")
         kind = "" if self.input == "float32" else self.input
         return "-".join(part for part in (self.backend, provider, self.profile, self.precision, kind) if part)
-
-
-def latency_evidence(backend: str, provider: str, profile: str | None, precision: str) -> str | None:
-    """Whether a time means something here, and on what it was taken.
-
-    A lowered-precision TensorRT graph on onnxruntime's own kernels is arithmetic in slow motion (an int8
-    one is slower than fp32 there, and several times faster on the device): None. On CUDA's kernels FP16
-    is FP16, but Q/DQ still is a simulation.
-    """
-    if backend == "torch":
-        return "host-gpu" if provider.startswith("cuda") else "host-cpu"
-    if backend == "tensorrt" or provider.startswith("Tensorrt"):
-        return "host-gpu"
-    if provider.startswith("CUDA"):
-        return None if precision == "int8" else "host-gpu"
-    return "host-cpu" if precision == "fp32" or profile == "cpu" else None

@@ -12,6 +12,7 @@ from typing import Any, Callable, Dict, List, Mapping, Optional
 
 from edgetl.bundle import Bundle
 from edgetl.errors import BackendError, BundleError, EdgetlError
+from edgetl.measure import evidence
 from edgetl.runtime import Backend, cudart
 from edgetl.runtime.binding import TENSORRT, import_binding
 from edgetl.runtime.machine import jetson_board, platform_name
@@ -148,10 +149,9 @@ def evidence_here(backend: Backend) -> str:
 
 
 def latency_evidence(chosen: Chosen, backend: Backend) -> Optional[str]:
-    """Where a time was taken; None where it means nothing: a lowered TensorRT graph on a CPU is slow motion."""
-    if chosen.backend == ONNXRUNTIME and chosen.precision is not Precision.FP32 and chosen.record["profile"] != "cpu":
-        return None
-    return "device" if jetson_board() is not None else ("host-gpu" if chosen.backend == TENSORRT else backend.evidence)
+    """Where its time would be taken, None where that means nothing."""
+    record, jetson = chosen.record, jetson_board() is not None
+    return evidence.latency_evidence(chosen.backend, backend.provider, record["profile"], record["precision"], jetson)
 
 
 def loading() -> Dict[str, Any]:

@@ -22,6 +22,8 @@ from edgetl.runtime import run_pixels
 from edgetl.runtime.ort import OrtBackend
 
 ROOT = Path(__file__).resolve().parents[3]
+# Another interpreter may play the device: one with numpy, Pillow and onnxruntime.
+PYTHON = os.environ.get("EDGETL_DEVICE_PYTHON", sys.executable)
 SIZE, LABELS = 16, ["ant", "bee; rm -rf ~", "cat"]
 CONFIDENCE = {
     "temperature": 2.0,
@@ -85,7 +87,7 @@ def _saved(work: Path, name: str, array: Any, record: dict[str, Any]) -> NewArti
 class Device:
     """Runs the device's command line in a process of its own, from the source tree."""
 
-    def __init__(self, python: str = sys.executable, where: str = str(ROOT), **environment: str) -> None:
+    def __init__(self, python: str = PYTHON, where: str = str(ROOT), **environment: str) -> None:
         self.python = python
         self.environment = {**os.environ, "PYTHONPATH": where, "OMP_NUM_THREADS": "1", **environment}
 
