@@ -97,7 +97,7 @@ def _trained(run: Run, probed: Probed, tuned: Progress) -> Iterator[Candidate]:
     if not run.plan.starts_at_weights or run.before is None:
         return
     weights.load_exactly(backbone, run.before)
-    run.fold(probed.fitted)
+    run.fold(probed.cooled)
     probe = {key: value.detach().clone() for key, value in backbone.state_dict().items()}
     for alpha in ALPHAS:
         yield _of_state(run, WISE, averaged(probe, tuned.best, alpha), alpha)

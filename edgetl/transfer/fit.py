@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from edgetl.bundle import atomic_write
+from edgetl.measure.confidence import temperature_of
 from edgetl.transfer import auto, probe, tune
 from edgetl.transfer.choose import FROZEN, Choice, choose
 from edgetl.transfer.run import Logits, Probed, Run
@@ -50,7 +51,7 @@ def fit(run: Run) -> Fitted:
     if run.plan.name == "auto":
         picked = auto.pick(run)
         run.plan, reasons = picked.plan, picked.reasons
-    tuned = tune.train(run, found.fitted) if run.plan.trains else Progress()
+    tuned = tune.train(run, found) if run.plan.trains else Progress()
     choice = choose(run, found, tuned, reasons)
     return Fitted(found.fitted, found.fitted.logits(found.val), tuned, choice)
 
@@ -74,7 +75,8 @@ def probed(run: Run) -> Probed:
         _save_probe(path, fitted)
     accuracy, _ = judge(fitted.logits(found[n:]), run.targets("val"))
     run.monitor.say(f"linear probe: val accuracy {accuracy:.3f} (C = {fitted.c:g})")
-    return Probed(fitted, found[:n], found[n:])
+    temperature = max(1.0, temperature_of(fitted.logits(found[n:]), run.targets("val")))
+    return Probed(fitted, fitted.cooled(temperature), found[:n], found[n:])
 
 
 def _save_probe(path: Path, fitted: probe.Probe) -> None:

@@ -36,6 +36,10 @@ class Linear:
         """float32 (N, C) of features (N, D)."""
         return np.asarray(features @ self.weight.T + self.bias, np.float32)
 
+    def cooled(self, temperature: float) -> Linear:
+        """The same answers, with logits divided by `temperature`."""
+        return Linear(self.weight / np.float32(temperature), self.bias / np.float32(temperature))
+
 
 @dataclass(frozen=True)
 class Probe(Linear):
