@@ -25,7 +25,6 @@ from edgetl.graph.search import Rung, Score, Search
 from edgetl.monitor import SILENT, Monitor
 
 MARGIN = 0.5  # of the contract: the verdict's images scatter
-_WORTH = 0.98  # a step that costs nothing at run time is kept where it takes 2 % off the KL, which noise does not
 
 
 @dataclass(frozen=True)
@@ -78,13 +77,17 @@ class _Climb:
         """The points that the best candidate is expected to lose."""
         return float("inf") if self.score is None else self.score.expected_drop_pp
 
-    def offer(self, name: str, candidate: Candidate, worth: float = 1.0) -> None:
-        """Measure a rung; keep its candidate where it is nearer to fp32 than the best so far."""
-        self.take(name, candidate, self.tools.search.measure(candidate.twin(), name), worth)
+    def offer(self, name: str, candidate: Candidate, further: bool = True) -> None:
+        """Measure a rung; keep its candidate where it is nearer to fp32 than the best so far.
 
-    def take(self, name: str, candidate: Candidate, score: Score, worth: float = 1.0) -> None:
+        `further`: it is a step more than that one has, so it must be nearer by more than what images scatter.
+        """
+        self.take(name, candidate, self.tools.search.measure(candidate.twin(), name), further)
+
+    def take(self, name: str, candidate: Candidate, score: Score, further: bool = True) -> None:
         """The same for one that was measured."""
-        kept = score.kl < worth * _kl(self.score)
+        better = score.kl < _kl(self.score)
+        kept = better and (not further or self.score is None or score.nearer_than(self.score))
         self.log(name, score, kept)
         if kept:
             self.best, self.score, self.whole_score = candidate, score, score
@@ -132,7 +135,7 @@ def climb(start: Calibrated, source: onnx.ModelProto, method: str, rescue: str, 
 
 def _methods(climbing: _Climb, base: Candidate, method: str, label: str = "") -> None:
     for name in _distinct(base, method):
-        climbing.offer(f"{label}{name}", replace(base, method=name, steps=(*base.steps, name)))
+        climbing.offer(f"{label}{name}", replace(base, method=name, steps=(*base.steps, name)), further=False)
 
 
 def _distinct(base: Candidate, method: str) -> Iterator[str]:
@@ -167,7 +170,7 @@ def _equalise(climbing: _Climb, plain: Candidate, method: str) -> None:
     tried = [replace(base, method=name, steps=(name, "equalised")) for name in _distinct(base, method)]
     scores = [tools.search.measure(candidate.twin(), f"equalised {candidate.method}") for candidate in tried]
     best = min(range(len(tried)), key=lambda index: scores[index].kl)
-    climbing.take(f"equalised {tried[best].method}", tried[best], scores[best], _WORTH)
+    climbing.take(f"equalised {tried[best].method}", tried[best], scores[best])
     _correct(climbing, tried[best], "equalised ")
     if not climbing.enough:
         _round(climbing, tried[best], "equalised ")
@@ -175,9 +178,7 @@ def _equalise(climbing: _Climb, plain: Candidate, method: str) -> None:
 
 def _correct(climbing: _Climb, candidate: Candidate, label: str = "") -> None:
     tools = climbing.tools
-    climbing.offer(
-        f"{label}bias corrected", candidate.corrected(tools.calibration, tools.threads, tools.monitor), _WORTH
-    )
+    climbing.offer(f"{label}bias corrected", candidate.corrected(tools.calibration, tools.threads, tools.monitor))
 
 
 def _round(climbing: _Climb, candidate: Candidate, label: str = "") -> None:

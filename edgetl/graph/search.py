@@ -6,7 +6,7 @@ No labels are needed: KL ranks, and what the flips cost is read off the referenc
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from edgetl.errors import GraphError
 from edgetl.graph import surgery
 from edgetl.graph.partial import logits_of_all
 from edgetl.graph.pixels import Pixels, graph_logits
-from edgetl.measure.score import Paired, compare
+from edgetl.measure.score import Paired, compare, divergences
 from edgetl.monitor import SILENT, Monitor
 from edgetl.runtime.classify import softmax
 
@@ -32,7 +32,7 @@ class Score:
     """A candidate on `n` search images, percentage points where it says pp.
 
     drop_pp: by their labels (agreement where they have none); expected_drop_pp: label-free, for the images of
-    the verdict (expected_loss); kl: mean KL(fp32 || candidate) in nats.
+    the verdict (expected_loss); kl: mean KL(fp32 || candidate) in nats; each: that of every image, (n,).
     """
 
     kl: float
@@ -40,6 +40,16 @@ class Score:
     drop_pp: float
     expected_drop_pp: float
     n: int
+    each: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(0), repr=False, compare=False)
+
+    def nearer_than(self, other: Score) -> bool:
+        """Whether this one is nearer to fp32 by more than a standard error, both measured on the same images.
+
+        The rule of Breiman et al. 1984 (section 3.4.3) for choosing the simpler of two: here the one that was there.
+        """
+        gain = other.each - self.each
+        error = gain.std(ddof=1) / np.sqrt(len(gain)) if len(gain) > 1 else 0.0
+        return bool(gain.mean() > error)
 
     def to_json(self) -> dict[str, Any]:
         """A plain dict."""
@@ -150,6 +160,7 @@ class Search:
             drop_pp=found.drop_pp,
             expected_drop_pp=100.0 * float(lost.mean()),
             n=found.n,
+            each=divergences(reference, given),
         )
 
     def _logits(self, model: onnx.ModelProto, what: str, n: int) -> Logits:

@@ -125,7 +125,7 @@ def compare(
     lo, hi = paired_difference(lost, won, n)
     # As in paired_difference: one pair is added to each kind, so that no change seen is not "never changes".
     needed = None if max_drop is None else images_needed(max_drop, (lost + won + 2) / (n + 2))
-    divergence = _kl(reference, candidate)
+    divergence = divergences(reference, candidate)
     return Paired(
         drop_pp=100.0 * (lost - won) / n,
         drop_ci_pp=(100.0 * lo, 100.0 * hi),
@@ -140,8 +140,11 @@ def compare(
     )
 
 
-def _kl(reference: Floats, candidate: Floats) -> npt.NDArray[np.float64]:
-    """KL(reference || candidate) of each image's softmax, in nats; from log-softmax, so that 0 is no trouble."""
+def divergences(reference: Floats, candidate: Floats) -> npt.NDArray[np.float64]:
+    """(N,): KL(reference || candidate) of each image's softmax, in nats, for logits (N, C) of both.
+
+    From log-softmax, so that a probability of 0 is no trouble.
+    """
 
     def log_softmax(logits: Floats) -> npt.NDArray[np.float64]:
         values = np.asarray(logits, dtype=np.float64)
