@@ -20,27 +20,30 @@ from edgetl.images.dataset import rank_of
 from edgetl.images.split import class_of, stratified, units
 from edgetl.measure.score import metrics
 from edgetl.stats import student, wilson
+from edgetl.transfer import leakage
 from edgetl.transfer.division import divided
 from edgetl.transfer.fit import Fitted, fit
 from edgetl.transfer.prepare import check_splits
 from edgetl.transfer.run import Logits, Run
 
 Folds = tuple[tuple[Sample, ...], ...]
+Links = Sequence[tuple[str, str]]
 
 
-def divisions(data: Dataset, k: int, seed: int) -> list[Dataset]:
+def divisions(data: Dataset, k: int, seed: int, links: Links = ()) -> list[Dataset]:
     """`data` divided `k` times: the fold held out is "test", the rest "train" and "val" in the proportions of `data`.
 
-    Where the user gave a test split it is not touched; drawn splits are put together first. Raises InputError
-    naming the smallest class where it has fewer than `k` images (or groups) that can be told apart.
+    Where the user gave a test split it is not touched; drawn splits are put together first. `links` between digests
+    join images as groups do. Raises InputError naming the smallest class where it has fewer than `k` such units.
     """
     pool = [*data.split("train"), *data.split("val")] if data.given else data.all()
     share = len(data.split("val")) / (len(data.split("train")) + len(data.split("val")))
-    folds = _dealt(pool, k, seed, data.labels)
+    folds = _dealt(pool, k, seed, data.labels, links)
     out = []
     for held in folds:
         rest = [sample for fold in folds if fold is not held for sample in fold]
-        division = replace(data, splits={**stratified(rest, {"val": share}, seed), "test": held})
+        inner = stratified(rest, {"val": share}, seed, _within(rest, links))
+        division = replace(data, splits={**inner, "test": held})
         try:
             check_splits(division)
         except DataError as error:
@@ -49,10 +52,15 @@ def divisions(data: Dataset, k: int, seed: int) -> list[Dataset]:
     return out
 
 
-def _dealt(pool: Sequence[Sample], k: int, seed: int, labels: Sequence[str]) -> Folds:
+def _within(samples: Sequence[Sample], links: Links) -> Links:
+    there = {sample.digest for sample in samples}
+    return [link for link in links if there.issuperset(link)]
+
+
+def _dealt(pool: Sequence[Sample], k: int, seed: int, labels: Sequence[str], links: Links) -> Folds:
     """`pool` in `k` folds, class by class: each unit (image, or group) goes where its class has fewest images."""
     by_class: dict[int, list[list[Sample]]] = {target: [] for target in range(len(labels))}
-    for unit in units(pool):
+    for unit in units(pool, _within(pool, links)):
         by_class[class_of(unit)].append(unit)
     smallest = min(by_class, key=lambda target: len(by_class[target]))
     found = len(by_class[smallest])
@@ -76,7 +84,8 @@ def cross_validate(run: Run, k: int) -> dict[str, Any]:
     folder = run.folder / "folds"
     folder.mkdir(exist_ok=True)
     rows, logits, targets = [], [], []
-    for number, division in enumerate(divisions(run.data, k, run.options.seed), start=1):
+    parts, alike = run.group.first(lambda: _looked_at(run, k))
+    for number, division in enumerate(parts, start=1):
         row, answers = _fold(divided(run, division, folder / str(number), f"fold {number} of {k}"), number)
         rows.append(row)
         logits.append(answers)
@@ -90,9 +99,37 @@ def cross_validate(run: Run, k: int) -> dict[str, Any]:
         "accuracy_ci": [low, high],
         **_spread("macro_f1", [row["macro_f1"] for row in rows]),
         "linear_probe": _spread("accuracy", [row["linear_probe"] for row in rows]),
+        "near_duplicates": alike,
         "pooled": pooled,
         "per_fold": rows,
     }
+
+
+def _looked_at(run: Run, k: int) -> tuple[list[Dataset], int | None]:
+    """The divisions as --near-duplicates wants them, and how many images held out look like one that was fitted on.
+
+    "together" joins what looks alike and deals again, until nothing lies across; None: not looked at.
+    """
+    wish = run.options.near_duplicates
+    links: list[tuple[str, str]] = []
+    rows: list[leakage.Row] = []
+    prints = leakage.Prints(run.store.image)
+    for _ in range(leakage.ROUNDS):
+        found = divisions(run.data, k, run.options.seed, links)
+        if wish == "ignore":
+            return found, None
+        rows = [row for division in found for row in leakage.near_duplicates(division, prints)]
+        if wish == "warn" or not rows:
+            break
+        digest = {sample.path: sample.digest for sample in run.data.all()}
+        links += [(digest[row["image"]], digest[row["like"]]) for row in rows]
+    alike = len({row["image"] for row in rows if row["split"] == "test"})
+    if alike:
+        run.monitor.warn(
+            f"{alike} images are held out while a near-duplicate is fitted on, so the figures on folds are too good; "
+            "--near-duplicates together keeps such in one fold"
+        )
+    return found, alike
 
 
 def _fold(run: Run, number: int) -> tuple[dict[str, Any], Logits]:

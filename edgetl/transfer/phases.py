@@ -88,6 +88,8 @@ def _evaluated(run: Run) -> dict[str, Any]:
     options, out = run.options, {}
     if options.folds is not None or options.label_budget:
         run.known = known(run)
+        if options.adapt != "none":
+            run.monitor.say("folds and label budgets are without adaptation: they are about the labelled domain")
     if options.folds is not None:
         out["folds"] = cross_validate(run, options.folds)
     if options.label_budget:

@@ -12,8 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from typer.testing import CliRunner
 
 from edgetl.bundle import Bundle, work_dir
@@ -125,6 +127,25 @@ def test_a_class_of_one_image_is_named(tmp_path: Path, folder: Path) -> None:
     assert "up has 1" in error["value"]
     result = finetune(folder, "--to", tmp_path / "b", *PROBE)
     assert result["test"]["per_class"]["up"]["n"] == 0
+
+
+def test_near_duplicates_across_folds_are_told_or_kept_together(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for label in ("left", "right"):
+        (tmp_path / "photos" / label).mkdir(parents=True)
+        for i in range(8):
+            coarse = Image.fromarray(rng.integers(0, 255, (6, 6, 3), dtype=np.uint8)).resize(
+                (64, 64), Image.Resampling.BICUBIC
+            )
+            coarse.save(tmp_path / "photos" / label / f"{i}.png")
+            if i < 3:  # saved again, as a messenger would
+                coarse.save(tmp_path / "photos" / label / f"{i}-again.jpg", quality=80)
+    told = finetune(tmp_path / "photos", "--to", tmp_path / "b", *PROBE, "--folds", 4)["folds"]["near_duplicates"]
+    assert 1 <= told <= 12
+    result = finetune(
+        tmp_path / "photos", "--to", tmp_path / "c", *PROBE, "--folds", 4, "--near-duplicates", "together"
+    )
+    assert result["folds"]["near_duplicates"] == 0
 
 
 @pytest.mark.slow

@@ -90,6 +90,16 @@ def test_a_copy_of_an_image_is_in_the_same_fold() -> None:
         assert len(places) == 1
 
 
+def test_linked_images_are_in_the_same_fold_and_not_in_its_val() -> None:
+    data = dataset({"a": 12, "b": 12})
+    links = [("a0", "a1"), ("a1", "a5"), ("b2", "b3")]
+    for division in divisions(data, 4, 0, links):
+        for joined in ({"a0", "a1", "a5"}, {"b2", "b3"}):
+            assert len({n for n in ("train", "val", "test") for s in division.split(n) if s.digest in joined}) == 1
+    with pytest.raises(InputError, match="a has 10 "):
+        divisions(data, 12, 0, links)
+
+
 def test_the_interval_is_the_corrected_t_interval_or_wilsons_where_that_is_wider() -> None:
     accuracies = [0.5, 0.7, 0.6, 0.9, 0.8]
     half = reference.t.ppf(0.975, 4) * np.std(accuracies, ddof=1) * (1 / 5 + 1 / 4) ** 0.5
