@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from benchmarks import contract, cpu_int8, hard, memory, peers, recipe, startup, strategies, tables
+from benchmarks import choice, contract, cpu_int8, hard, memory, peers, recipe, startup, strategies, tables
 from benchmarks.rows import RESULTS, Row, append
 
 SUITES: dict[str, Callable[[bool], Iterator[Row]]] = {
@@ -20,6 +20,8 @@ SUITES: dict[str, Callable[[bool], Iterator[Row]]] = {
     "memory": memory.run,
     "recipe": recipe.run,
     "strategies": strategies.run,
+    "choice": choice.run,
+    "choice_time": choice.run_time,
     "cpu_int8": cpu_int8.run,
     "contract": contract.run,
     "hard": hard.run,

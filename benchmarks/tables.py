@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from benchmarks.choice import SCORES, by_set
 from benchmarks.rows import HERE, RESULTS, Row, latest, read
 
 README = HERE / "README.md"
@@ -36,7 +37,7 @@ def table(suite: str, rows: list[Row]) -> str:
     header, cells = _TABLES[suite]
     if not rows:
         return NO_ROWS
-    shown = _over_seeds(rows) if suite == "strategies" else _together(rows)
+    shown = _GATHERED.get(suite, _together)(rows)
     lines = [header, ["---"] + ["--:"] * (len(header) - 1), *(cells(row) for row in shown)]
     return "".join("| " + " | ".join(line) + " |\n" for line in lines) + "\n" + "".join(_where(rows))
 
@@ -57,6 +58,10 @@ def _over_seeds(rows: list[Row]) -> list[Row]:
         {"values": {name: [row["values"][name] for row in group] for name in group[0]["values"]}}
         for _, group in sorted(groups.items(), key=lambda item: order.index(item[0][:2]))
     ]
+
+
+# Suites whose table has another row for several of theirs.
+_GATHERED: dict[str, Callable[[list[Row]], list[Row]]] = {"strategies": _over_seeds, "choice": by_set}
 
 
 def line(row: Row) -> str:
@@ -204,6 +209,20 @@ def _strategies(row: Row) -> list[str]:
     ]
 
 
+def _choice(row: Row) -> list[str]:
+    v = row["values"]
+    taus = ["-" if v["tau"][score] is None else f"{v['tau'][score]:+.2f}" for score in SCORES]
+    first, best = v["first"], f"{v['best']}, {_percent(v['best_accuracy'])}"
+    regrets = f"**{v['regret_pp']['probe_accuracy']:.1f}** ({v['regret_pp']['logme']:.1f})"
+    return [v["data"], str(v["networks"]), *taus, first, best, regrets, str(v["n_test"])]
+
+
+def _choice_time(row: Row) -> list[str]:
+    v = row["values"]
+    case = f"{v['data']}, {v['networks']} networks at {v['size']} px"
+    return [case, str(v["n_images"]), f"{v['forward_s']:.1f}", f"{v['rank_s']:.1f}", f"**{v['ratio']:.2f}x**"]
+
+
 def _spread(shares: list[float]) -> str:
     """Mean and standard deviation over the seeds, in percent."""
     if len(shares) == 1:
@@ -247,6 +266,14 @@ _TABLES: dict[str, tuple[list[str], Callable[[Row], list[str]]]] = {
         ],
         _strategies,
     ),
+    "choice": (
+        [
+            *("data", "networks", "tau: probe", "tau: LogME", "tau: H-score", "tau: kNN", "first choice"),
+            *("best when fine-tuned", "points lost by the probe's first choice (LogME's)", "test images"),
+        ],
+        _choice,
+    ),
+    "choice_time": (["data, networks", "images", "forward passes, s", "rank, s", "ratio"], _choice_time),
     "contract": (
         [
             *("network", "fp32 accuracy", "verdict (drop on val, n)", "drop on val + test, points", "n", "agreement"),

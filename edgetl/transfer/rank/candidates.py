@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import torch
 from torchvision import models
 
 from edgetl import embedded
-from edgetl.errors import InputError, WeightsError
+from edgetl.errors import BackboneError, InputError, WeightsError
 from edgetl.spec import Fit
 from edgetl.transfer import backbones, weights
 from edgetl.transfer.pretrained import Wish
@@ -68,10 +68,7 @@ def candidates(search: Search) -> tuple[list[Wish], list[str]]:
                 raise InputError("random weights are those of any network", "--weights none", do)
             found += [search.wish(name, choice) for name in search.named]
         elif choice != "auto":
-            path = Path(choice)
-            card = card_of(path)
-            known = card.backbone if card else backbone_of(path, weights.read_state(path), search.named)
-            found.append(search.wish(known, choice))
+            found.append(_of_file(search, choice))
     rows = [name for name in search.named or backbones.names() if name not in backbones.OWN]
     there = [name for name in rows if on_disk(name)]
     if "auto" in search.weights:
@@ -82,6 +79,20 @@ def candidates(search: Search) -> tuple[list[Wish], list[str]]:
         do = "give --weights FILE, or --download to fetch torchvision's"
         raise InputError("no pretrained weights to rank are on this disk", ", ".join(search.named) or "none", do)
     return found, [name for name in rows if name not in there]
+
+
+def _of_file(search: Search, choice: str) -> Wish:
+    """A file's network: by its card, where `edgetl pretrain` made it, else by its weights."""
+    path = Path(choice)
+    card = card_of(path)
+    if card is None:
+        return search.wish(backbone_of(path, weights.read_state(path), search.named), choice)
+    if search.named and card.backbone not in search.named:
+        said = "--backbone " + ", ".join(search.named)
+        raise BackboneError(f"{path.name} are weights of {card.backbone}", said, "leave --backbone out")
+    size = search.image_size or card.preprocess.size
+    arguments = search.arguments or ",".join(f"{name}={value!r}" for name, value in card.arguments.items())
+    return replace(search.wish(card.backbone, choice), image_size=size, arguments=arguments)
 
 
 def on_disk(name: str) -> bool:

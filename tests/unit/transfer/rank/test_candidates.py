@@ -15,10 +15,12 @@ from edgetl.graph.macs import macs
 from edgetl.spec import Preprocess
 from edgetl.transfer import backbones
 from edgetl.transfer.network import Deployed
+from edgetl.transfer.pretrained import open_pretrained
 from edgetl.transfer.rank import candidates as module
 from edgetl.transfer.rank.candidates import Search, backbone_of, candidates, on_disk
 from edgetl.transfer.rank.cost import blank, size_of
 from edgetl.transfer.weights import read_state
+from edgetl.transfer.weights_file import Card, write
 
 SMALL = ("mobilenet_v3_small", "mnasnet0_5", "shufflenet_v2_x0_5", "squeezenet1_1", "smallnet", "regnet_y_400mf")
 
@@ -36,6 +38,19 @@ def test_without_its_classifier_and_under_another_networks_name(tmp_path: Path) 
     path = tmp_path / "squeezenet1_1-mine.safetensors"
     save_file({k: v for k, v in state.items() if not k.startswith("classifier")}, path)
     assert backbone_of(path, read_state(path), ("squeezenet1_1", "squeezenet1_0")) == "squeezenet1_0"
+
+
+def test_a_file_of_pretrain_says_itself_what_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "mine.safetensors"
+    arguments = {"width_mult": 0.25}
+    state = backbones.build("mobilenet_v2", 4, 48, arguments).state_dict()
+    write(path, state, Card("mobilenet_v2", arguments, ("a", "b", "c", "d"), Preprocess(size=48, resize=54)))
+    ((wish,), _) = candidates(Search((str(path),)))
+    assert (wish.backbone, wish.image_size, wish.arguments) == ("mobilenet_v2", 48, "width_mult=0.25")
+    opened = open_pretrained(wish)
+    assert opened.preprocess == Preprocess(size=48, resize=54) and opened.arguments == arguments
+    with pytest.raises(BackboneError, match="mobilenet_v2"):
+        candidates(Search((str(path),), ("resnet18",)))
 
 
 def test_weights_of_no_known_network(tmp_path: Path) -> None:
