@@ -10,7 +10,7 @@ import numpy as np
 
 from edgetl.bundle import atomic_write
 from edgetl.measure.confidence import temperature_of
-from edgetl.transfer import auto, probe, tune
+from edgetl.transfer import auto, large, probe, tune
 from edgetl.transfer.choose import FROZEN, Choice, choose
 from edgetl.transfer.run import Logits, Probed, Run
 from edgetl.transfer.train import Progress, judge
@@ -59,18 +59,21 @@ def fit(run: Run) -> Fitted:
 def probed(run: Run) -> Probed:
     """The linear probe on cached features, and these."""
     data = run.data
-    samples = [*data.split("train"), *data.split("val")]
+    train = large.probe_images(run)
+    samples = [*train, *data.split("val")]
     began = time.perf_counter()
-    found = run.features(samples)
+    drawn = len(train) < len(data.split("train"))
+    found = run.headless(run.folder / "features-probe.f32", samples) if drawn else run.features(samples)
     if run.known is None:
         run.images_per_second = len(samples) / (time.perf_counter() - began)
-    n = len(data.split("train"))
+    n = len(train)
+    targets = np.array([s.target for s in train], np.int64)
     path = run.folder / "probe.npz"
     if path.is_file():
         with np.load(path) as saved:
             fitted = probe.Probe(saved["weight"], saved["bias"], float(saved["c"]))
     else:
-        known = (found[:n], run.targets("train"), len(data.labels), run.options.seed, run.monitor)
+        known = (found[:n], targets, len(data.labels), run.options.seed, run.monitor)
         fitted = run.group.first(lambda: probe.fit(*known))
         _save_probe(path, fitted)
     accuracy, _ = judge(fitted.logits(found[n:]), run.targets("val"))

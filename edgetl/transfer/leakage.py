@@ -29,19 +29,19 @@ class Prints:
     """Fingerprints by content digest, gathered while images are decoded; several threads may call `note`."""
 
     image: Callable[[Sample], Pixels]  # for the images that were decoded by an earlier, killed run
-    _found: dict[str, Fingerprint] = field(default_factory=dict)
+    found: dict[str, Fingerprint] = field(default_factory=dict)
 
     def note(self, sample: Sample, pixels: Pixels) -> None:
         """Remember an image, uint8 (H, W, 3), that is in memory now."""
-        if sample.digest not in self._found:
-            self._found[sample.digest] = fingerprint(pixels)
+        if sample.digest not in self.found:
+            self.found[sample.digest] = fingerprint(pixels)
 
     def of(self, samples: Sequence[Sample]) -> Fingerprints:
         """One row for each sample."""
         for sample in samples:
-            if sample.digest not in self._found:
+            if sample.digest not in self.found:
                 self.note(sample, self.image(sample))
-        return stacked([self._found[s.digest] for s in samples])
+        return stacked([self.found[s.digest] for s in samples])
 
 
 def near_duplicates(data: Dataset, prints: Prints) -> list[Row]:

@@ -13,7 +13,7 @@ import torch
 from edgetl.bundle import Bundle
 from edgetl.images import Dataset, Sample
 from edgetl.monitor import Monitor
-from edgetl.transfer import leakage, logs, record
+from edgetl.transfer import large, leakage, logs, record
 from edgetl.transfer.adapt.phase import adapt
 from edgetl.transfer.budget import learning_curve
 from edgetl.transfer.choose import FROZEN
@@ -47,11 +47,13 @@ def carry_out(
     shared = folder if group.rank == 0 else folder.parent
     store = PixelStore(shared, data.root, start.preprocess, process=group.rank, processes=group.size)
     try:
-        data, alike = sound(data, store, options, monitor, group)
+        data, alike = sound(data, store, options, monitor, group, large.put_off(data, options))
         run = Run(data, start, options, folder, store, monitor, group=group)
         start.network.to(start.device).to(memory_format=torch.channels_last)
         evaluated = _evaluated(run)
         found = fit(run)
+        if large.put_off(data, options):
+            alike = large.near_duplicates(run)
         adaptation = adapt(run, found.chosen in FROZEN)
         val_logits = run.logits("val") if adaptation and adaptation.adapted else found.val
         # Looked at once, when everything has been decided.

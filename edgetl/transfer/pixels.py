@@ -127,8 +127,8 @@ class PixelStore:
             monitor.progress("decode", done, len(samples))
         return corrupt
 
-    def fill_behind(self, samples: Sequence[Sample]) -> None:
-        """Decode `samples` in their order while the caller goes on.
+    def fill_behind(self, samples: Sequence[Sample], on_image: OnImage = lambda sample, pixels: None) -> None:
+        """Decode `samples` in their order while the caller goes on; `on_image` is shown each, by several threads.
 
         What is wrong with one of them is raised by the next call of `image`, whatever that asks for.
         """
@@ -136,11 +136,11 @@ class PixelStore:
 
         def load(sample: Sample) -> None:
             if not self._stop.is_set():
-                self.image(sample)
+                on_image(sample, self.image(sample))
 
         def work() -> None:
             try:
-                for _ in prefetched(self._missing(samples), _CHUNK, load):
+                for _ in prefetched(list({s.digest: s for s in samples}.values()), _CHUNK, load):
                     if self._stop.is_set():
                         return
             except EdgetlError as error:

@@ -15,6 +15,7 @@ from edgetl.images import Dataset, Sample
 from edgetl.measure.score import metrics
 from edgetl.monitor import Monitor
 from edgetl.transfer import backbones, features
+from edgetl.transfer.leakage import Prints
 from edgetl.transfer.options import FinetuneOptions
 from edgetl.transfer.pixels import PixelStore
 from edgetl.transfer.prepare import Start
@@ -63,6 +64,7 @@ class Run:
     before: State | None = None  # the backbone's state before training
     views: MakesViews | None = None  # where the usual random views do not do
     known: Known | None = None  # where several divisions of the same images are fitted
+    prints: Prints | None = None  # of a large set, gathered while it trains
     group: Group = ALONE  # the processes that carry it out; each has a folder of its own
 
     def __post_init__(self) -> None:

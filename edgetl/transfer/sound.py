@@ -16,16 +16,24 @@ from edgetl.transfer.processes import ALONE, Group
 
 
 def sound(
-    data: Dataset, store: PixelStore, options: FinetuneOptions, monitor: Monitor, group: Group = ALONE
+    data: Dataset,
+    store: PixelStore,
+    options: FinetuneOptions,
+    monitor: Monitor,
+    group: Group = ALONE,
+    later: bool = False,
 ) -> tuple[Dataset, list[leakage.Row] | None]:
     """`data` as it can be used, its images in the store, and the near-duplicates across its splits.
 
     Corrupt images are missing where --skip-corrupt allows it; None: near-duplicates are ignored. Raises DataError,
-    CorruptImage, InputError: the same in every process of `group`, each of which decodes a part.
+    CorruptImage, InputError: the same in every process of `group`, each of which decodes a part. `later`: nothing is
+    decoded yet (transfer/large.py).
     """
     for line in data.warnings:
         monitor.warn(line)
     leakage.check_wish(data, options.near_duplicates)
+    if later:
+        return data, None
     prints = leakage.Prints(store.image)
     looked_at = options.near_duplicates != "ignore"
     mine = data.all()[group.rank :: group.size]

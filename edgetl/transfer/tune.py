@@ -11,7 +11,7 @@ import torch
 
 from edgetl.bundle import atomic_json, read_json
 from edgetl.images import Sample, draw_balanced, rank_of
-from edgetl.transfer import backbones, distil, features, keep, logs, probe
+from edgetl.transfer import backbones, distil, features, keep, large, logs, probe
 from edgetl.transfer.augment import Views
 from edgetl.transfer.recipe import Recipe, recipe_for
 from edgetl.transfer.run import Probed, Run
@@ -32,6 +32,7 @@ def train(run: Run, probed: Probed) -> Progress:
     decisions = run.group.first(lambda: _decisions(run, fitted, recipe))
     if run.plan.from_probe:
         run.fold(probed.cooled)
+    large.decode_behind(run, recipe.batch)
     views: MakesViews = run.views or Views(run.store.image, start.preprocess, options.seed, decisions["flips"])
     unlabelled = distil.unlabelled_for(run) if start.teacher else ()
     setting = Setting(

@@ -1,0 +1,79 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgetl.errors import CorruptImage
+from edgetl.images import ReadOptions, read_data
+from edgetl.monitor import Monitor
+from edgetl.transfer import FinetuneOptions, finetune, large
+
+OPTIONS: dict[str, Any] = {"weights": "embedded", "epochs": 1, "batch_size": 16, "amp": "off"}
+
+
+class Order(Monitor):
+    """Which kinds of work were heard of, in order."""
+
+    def __init__(self) -> None:
+        self.heard: list[str] = []
+        self.said: list[str] = []
+
+    def progress(self, what: str, done: int, total: int) -> None:
+        if what not in self.heard:
+            self.heard.append(what)
+
+    def say(self, line: str) -> None:
+        self.said.append(line)
+
+
+def _run(folder: Path, to: Path, **change: Any) -> tuple[dict[str, Any], Order]:
+    order = Order()
+    return finetune(read_data(str(folder), ReadOptions()), to, FinetuneOptions(**{**OPTIONS, **change}), order), order
+
+
+def _told(result: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in result.items() if k not in ("bundle", "seconds", "images_per_second")}
+
+
+def test_a_large_set_comes_to_the_same_without_being_decoded_first(
+    tmp_path: Path, make_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_folder(n=24)
+    first, order = _run(folder, tmp_path / "eager")
+    assert order.heard[0] == "decode"
+    monkeypatch.setattr(large, "EAGER_IMAGES", 10)
+    put_off, order = _run(folder, tmp_path / "lazy")
+    assert "decode" not in order.heard and order.heard[0] == "features"
+    assert _told(put_off) == _told(first)
+
+
+def test_the_probe_of_a_large_set_is_fitted_to_a_draw_where_training_follows(
+    tmp_path: Path, make_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_folder(n=24)
+    monkeypatch.setattr(large, "EAGER_IMAGES", 10)
+    monkeypatch.setattr(large, "PROBE_IMAGES", 8)
+    result, order = _run(folder, tmp_path / "b")
+    assert [line for line in order.said if "8 of 32 training images" in line]
+    assert result["n"]["train"] == 32
+    _, order = _run(folder, tmp_path / "p", strategy="linear-probe")
+    assert not [line for line in order.said if "drawn by class" in line], "here the probe is the result"
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_a_corrupt_image_of_a_large_set_ends_the_run_wherever_it_is(
+    tmp_path: Path, make_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, split: str
+) -> None:
+    for seed, (name, count) in enumerate((("train", 10), ("val", 4), ("test", 4))):
+        make_folder(n=count, name=f"given/{name}", seed=seed)
+    bad = tmp_path / "given" / split / "left" / "002.png"
+    bad.write_bytes(b"no image")
+    monkeypatch.setattr(large, "EAGER_IMAGES", 10)
+    with pytest.raises(CorruptImage, match=f"{split}/left/002.png"):
+        _run(tmp_path / "given", tmp_path / "b")
+    assert not (tmp_path / "b").exists() and not (tmp_path / "b.work").exists()
+    if split == "train":
+        result, order = _run(tmp_path / "given", tmp_path / "b", skip_corrupt=True)
+        assert order.heard[0] == "decode"
+        assert result["n"]["train"] == 19
