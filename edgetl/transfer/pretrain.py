@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from edgetl.transfer.step import MakesViews
 
 WORK = "pretrain"
+TIMES = ("seconds", "images_per_second")  # of pretrain's object; null where the file was there already
 
 
 def pretrain(
@@ -69,14 +70,14 @@ def _finished(to: Path, start: Start, options: FinetuneOptions) -> dict[str, Any
     card = weights_file.card_of(to)
     identity = card.training.get("identity") if card else None
     if card is not None and identity == start.identity:
-        return _described(to, card.training["result"])
+        return _described(to, card.training["result"], dict.fromkeys(TIMES))
     if options.overwrite:
         return None
     raise other_options("the file that is there was made with other options", identity or {}, start)
 
 
-def _described(to: Path, result: dict[str, Any]) -> dict[str, Any]:
-    return {"file": str(to), "sha256": bundles.sha256_file(to), "bytes": to.stat().st_size, **result}
+def _described(to: Path, result: dict[str, Any], times: dict[str, float | None]) -> dict[str, Any]:
+    return {"file": str(to), "sha256": bundles.sha256_file(to), "bytes": to.stat().st_size, **result, **times}
 
 
 def _carry_out(
@@ -110,13 +111,15 @@ def _carry_out(
         "image_size": start.preprocess.size,
         "n": {split: len(data.split(split)) for split in ("train", "val", "test")},
         "best_epoch": found.best_epoch,
+        "epochs_run": len(found.tuned.history),
         "val": run.metrics(found.val, "val"),
         "test": None if test is None else run.metrics(test, "test"),
         "near_duplicates": None if alike is None else leakage.summary(alike),
-        "seconds": round(time.perf_counter() - began, 3),
-        "images_per_second": round(run.images_per_second, 2),
     }
-    training = {"identity": start.identity, "history": found.tuned.history, "result": result}
+    # No times: the same run gives the same bytes.
+    history = [{k: v for k, v in line.items() if k not in TIMES} for line in found.tuned.history]
+    training = {"identity": start.identity, "history": history, "result": result}
     card = weights_file.Card(start.spec.name, start.arguments, data.labels, start.preprocess, training)
     weights_file.write(to, start.network.backbone.state_dict(), card)
-    return _described(to, result)
+    times = (round(time.perf_counter() - began, 3), round(run.images_per_second, 2))
+    return _described(to, result, dict(zip(TIMES, times, strict=True)))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from edgetl.embedded import card
+from edgetl.transfer import weights_file
 from models import augment, glyphs, make_embedded
 
 
@@ -59,17 +61,51 @@ def test_views_are_images_and_a_function_of_their_generator(drawn: glyphs.Glyphs
     assert all(float(view.std()) > 0.01 for view in first)  # none is blank
 
 
-@pytest.mark.slow
-def test_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
+def few(drawn: glyphs.Glyphs, classes: int = 3) -> glyphs.Glyphs:
+    """The first classes of all."""
+    kept = drawn.targets < classes
+    fonts = tuple(font for font, there in zip(drawn.fonts, kept, strict=True) if there)
+    return glyphs.Glyphs(drawn.masks[kept], drawn.targets[kept], fonts, drawn.labels[:classes])
+
+
+def test_glyphs_become_images_whose_views_are_a_function_of_seed_epoch_and_glyph(
+    drawn: glyphs.Glyphs, tmp_path: Path
+) -> None:
+    some = few(drawn)
+    data = make_embedded.write_images(some, tmp_path)
+    assert data.labels == tuple(sorted(some.labels)) and len(data.all()) == len(some.masks)
+    assert {make_embedded.HELD_OUT_FONT in s.path for s in data.split("val")} == {True}
+    views, train = make_embedded.GlyphViews(data, seed=0), data.split("train")
+    first = views(train[:5], epoch=1)
+    assert first.shape == (5, 32, 32, 3) and first.dtype == np.uint8
+    assert np.array_equal(views(train[2:5], 1), first[2:]), "whatever the batch"
+    assert not np.array_equal(views(train[:5], 2), first)
+    assert not np.array_equal(make_embedded.GlyphViews(data, seed=1)(train[:5], 1), first)
+
+
+def made(folder: Path, some: glyphs.Glyphs, seed: int = 0) -> dict[str, Any]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        recipe = make_embedded.Recipe(steps=2, batch=16)
-        cards = [make_embedded.make(tmp_path / name, recipe) for name in ("a", "b")]
-        other = make_embedded.make(tmp_path / "c", make_embedded.Recipe(seed=1, steps=2, batch=16))
+        return make_embedded.make(folder, make_embedded.Recipe(seed=seed, epochs=1, batch=16), some)
     finally:
         torch.set_num_threads(threads)
-    written = (tmp_path / "a/smallnet.safetensors").read_bytes()
-    assert cards[0]["sha256"] == cards[1]["sha256"] == hashlib.sha256(written).hexdigest() != other["sha256"]
-    assert cards[0]["training"]["views_seen"] == 32
-    assert set(cards[0]) == set(card())
+
+
+def test_the_embedded_backbone_is_made_by_the_stage_of_edgetl_pretrain(drawn: glyphs.Glyphs, tmp_path: Path) -> None:
+    described = made(tmp_path, few(drawn, classes=2))
+    file = tmp_path / "smallnet.safetensors"
+    assert described["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
+    written = weights_file.card_of(file)
+    assert written is not None and written.backbone == "smallnet"
+    assert written.training["identity"]["options"]["epochs"] == 1 and len(written.training["history"]) == 1
+    assert described["preprocess"] == written.preprocess.to_json()
+    assert described["training"]["epochs_run"] == 1 and set(described) == set(card())
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["smallnet.json", "smallnet.safetensors"]
+
+
+@pytest.mark.slow
+def test_the_same_seed_gives_the_same_bytes(drawn: glyphs.Glyphs, tmp_path: Path) -> None:
+    some = few(drawn)
+    shas = [made(tmp_path / name, some, seed)["sha256"] for name, seed in (("a", 0), ("b", 0), ("c", 1))]
+    assert shas[0] == shas[1] != shas[2]
