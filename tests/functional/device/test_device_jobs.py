@@ -17,8 +17,8 @@ ORT = ("--backend", "onnxruntime", "--threads", "1", "--precision", "fp32")
 
 @pytest.fixture
 def words(device_bundle: Path, tmp_path: Path) -> tuple[object, ...]:
-    """A bench of about two seconds, as a job."""
-    bench = ("bench", device_bundle, *ORT, "--seconds", 1.0, "--no-peaks")
+    """A bench of a second or two, as a job."""
+    bench = ("bench", device_bundle, *ORT, "--seconds", 0.6, "--no-peaks")
     return ("--job", tmp_path / "jobs/one", *bench)
 
 
@@ -31,8 +31,7 @@ def wait_for(path: Path) -> None:
 
 def test_a_lost_connection_does_not_end_the_work(device: Any, words: Any, tmp_path: Path) -> None:
     first = device.start(*words)
-    wait_for(tmp_path / "jobs/one/asked")
-    time.sleep(0.5)
+    worker_of(tmp_path / "jobs/one")
     first.send_signal(signal.SIGKILL)  # as hard as a hang-up can be
     first.communicate()
     assert (tmp_path / "jobs/one/lock").exists()
@@ -43,9 +42,10 @@ def test_a_lost_connection_does_not_end_the_work(device: Any, words: Any, tmp_pa
     assert not (tmp_path / "jobs/one").exists(), "handed over, so forgotten"
 
 
+@pytest.mark.slow
 def test_an_answer_waits_for_its_caller(device: Any, words: Any, tmp_path: Path) -> None:
     first = device.start(*words)
-    wait_for(tmp_path / "jobs/one/asked")
+    worker_of(tmp_path / "jobs/one")
     first.send_signal(signal.SIGKILL)
     first.communicate()
     deadline = time.monotonic() + 60
@@ -57,6 +57,7 @@ def test_an_answer_waits_for_its_caller(device: Any, words: Any, tmp_path: Path)
     assert device(*words) == json.loads(written) and time.monotonic() - start < 2.0
 
 
+@pytest.mark.slow
 def test_another_question_in_the_same_place_is_refused_while_it_runs(device: Any, words: Any, tmp_path: Path) -> None:
     first = device.start(*words)
     try:
@@ -68,6 +69,7 @@ def test_another_question_in_the_same_place_is_refused_while_it_runs(device: Any
     assert json.loads(out)["exit"] == 0
 
 
+@pytest.mark.slow
 def test_two_callers_of_one_job_get_one_answer(device: Any, words: Any) -> None:
     callers = [device.start(*words) for _ in range(2)]
     answers = [json.loads(caller.communicate(timeout=60)[0]) for caller in callers]
@@ -76,7 +78,6 @@ def test_two_callers_of_one_job_get_one_answer(device: Any, words: Any) -> None:
 
 def test_a_worker_that_is_killed_leaves_no_answer_and_starts_anew(device: Any, words: Any, tmp_path: Path) -> None:
     first = device.start(*words)
-    wait_for(tmp_path / "jobs/one/asked")
     worker = worker_of(tmp_path / "jobs/one")
     os.kill(worker, signal.SIGKILL)
     out, err = first.communicate(timeout=30)
@@ -114,12 +115,12 @@ def test_a_failing_job_hands_its_error_and_code_on(device: Any, device_bundle: P
     assert "no fp16 graph" in told["error"]["what"] and not (tmp_path / "j").exists()
 
 
+@pytest.mark.slow
 def test_ctrl_c_lets_the_work_go_on(device: Any, words: Any, tmp_path: Path) -> None:
     first = subprocess.Popen(
         device.command(*words), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=device.environment, text=True
     )
-    wait_for(tmp_path / "jobs/one/asked")
-    time.sleep(0.5)
+    worker_of(tmp_path / "jobs/one")
     first.send_signal(signal.SIGINT)
     out, _ = first.communicate(timeout=30)
     assert json.loads(out)["exit"] == 130

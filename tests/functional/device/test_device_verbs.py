@@ -129,6 +129,47 @@ def test_bench_gives_rows_with_their_conditions(device: Any, device_bundle: Path
     assert {"before", "after", "throttled", "energy", "steady", "why"} == set(told_of)
 
 
+def test_bench_on_a_board_tells_energy_power_mode_and_throttling(
+    device: Any, device_bundle: Path, tmp_path: Path
+) -> None:
+    root = board_tree(tmp_path / "root", "orin-nano-super-jp6.2.1")
+    words = ("bench", device_bundle, *ORT, "--precision", "fp32", "--seconds", 0.05, "--no-peaks", "--root", root)
+    told = device(*words, "--idle-seconds", 0.2, "--power-seconds", 0.3)
+    row, facts = told["rows"][0], told["conditions"]["onnxruntime-trt10-fp32-b1"]
+    # The tree's watts never change, so all that is drawn is drawn idle too: gross is 7.02 W x time, net is none.
+    assert facts["energy"]["load_mw"] == pytest.approx(7022.4) and facts["energy"]["source"] == "INA3221 VDD_IN"
+    assert row["energy_mj"] == facts["energy"]["gross_mj"] > 0 and facts["energy"]["net_mj"] == pytest.approx(
+        0, abs=1e-9
+    )
+    assert facts["before"]["power_mode"] == {"id": 2, "name": "MAXN_SUPER"} and facts["throttled"] is False
+    assert facts["after"]["clocks"]["locked"] is False and facts["after"]["temperatures_c"]["gpu-thermal"] == 47.5
+
+
+def test_bench_over_power_modes_refuses_what_it_may_not_set(device: Any, device_bundle: Path, tmp_path: Path) -> None:
+    root = board_tree(
+        tmp_path / "root", "orin-nano-super-jp6.2.1"
+    )  # whose nvpmodel stays in mode 2 whatever it is told
+    words = ("bench", device_bundle, *ORT, "--precision", "fp32", "--seconds", 0.02, "--no-peaks", "--root", root)
+    (root / "usr/bin").mkdir(exist_ok=True)
+    (root / "usr/bin/sudo").write_text('#!/bin/sh\necho "sudo: a password is required" >&2; exit 1\n')
+    (root / "usr/bin/sudo").chmod(0o755)
+    told = device(*words, "--idle-seconds", 0, "--power-seconds", 0.02, "--modes", "MAXN_SUPER,7W")
+    assert [(mode["name"], mode["status"]) for mode in told["modes"]] == [("MAXN_SUPER", "measured"), ("7W", "refused")]
+    assert told["modes"][0]["result"]["rows"][0]["status"] == "ok" and told["modes"][1]["why"]
+
+
+def board_tree(root: Path, name: str) -> Path:
+    """One of tests/data/boards, laid out."""
+    told = json.loads((Path(__file__).resolve().parents[2] / f"data/boards/{name}.json").read_text())
+    for file, contents in told["files"].items():
+        path = root / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(contents.encode())
+        if "bin/" in file:
+            path.chmod(0o755)
+    return root
+
+
 def test_bench_beside_pytorchs_logits_tells_the_drop(device: Any, device_bundle: Path, tmp_path: Path) -> None:
     data = _labelled(tmp_path)
     digests = [sha256_file(path) for path in sorted(data.rglob("*.png"))]

@@ -15,7 +15,7 @@ from edgetl.runtime.ort import OrtBackend
 MOST_MS = 0.3
 
 
-def medians(calls: dict[str, Callable[[], Any]], turns: int = 8, runs: int = 40) -> dict[str, float]:
+def medians(calls: dict[str, Callable[[], Any]], turns: int = 5, runs: int = 20) -> dict[str, float]:
     """The least median by call in milliseconds, taken in turns: another process's noise falls on all alike."""
     best = dict.fromkeys(calls, float("inf"))
     for _ in range(turns):
