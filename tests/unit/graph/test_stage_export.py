@@ -182,6 +182,7 @@ def test_a_killed_export_leaves_the_bundle_as_it_was(fresh: Path) -> None:
 STEPS = {
     "calibration": "edgetl.graph.int8.calibrated",
     "bias correction": "edgetl.graph.bias.corrected",
+    "weight rounding": "edgetl.graph.rounding.rounded",
     "equalisation": "edgetl.graph.equalise.equalised",
     "harm of layers": "edgetl.graph.exclude.effects",
     "layers in float": "edgetl.graph.exclude.fewest",
