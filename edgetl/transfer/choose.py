@@ -82,8 +82,8 @@ def _frozen(run: Run, probed: Probed) -> Iterator[Candidate]:
         return
     yield _candidate(run, LINEAR_PROBE, probed.fitted.logits(probed.val), head=probed.fitted)
     if run.options.plan.name in (FEATURES, "auto"):
-        classes = len(run.data.labels)
-        fitted = classifiers.fit(probed.train, run.targets("train"), classes, run.options.seed, run.monitor)
+        known = (probed.train, run.targets("train"), len(run.data.labels), run.options.seed, run.monitor)
+        fitted = run.group.first(lambda: classifiers.fit(*known))
         run.monitor.say(f"features: {fitted.told}")
         yield _candidate(run, FEATURES, fitted.logits(probed.val), head=fitted)
 

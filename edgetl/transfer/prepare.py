@@ -66,8 +66,8 @@ def prepare(data: Dataset, options: FinetuneOptions, monitor: Monitor = SILENT) 
         "weights": found.provenance.get("sha256", ""),
         "splits": {name: split_digest(samples) for name, samples in data.splits.items()},
         "labels": list(data.labels),
-        "teacher": teacher.sha256 if teacher else "",
-        "unlabelled": split_digest(unlabelled) if unlabelled else "",
+        "teacher_sha256": teacher.sha256 if teacher else "",
+        "unlabelled_digest": split_digest(unlabelled) if unlabelled else "",
     }
     network = Deployed(backbone, preprocess)
     return Start(spec, arguments, network, preprocess, dict(found.provenance), device, identity, teacher, unlabelled)

@@ -22,7 +22,7 @@ METRICS = {
 }
 RESULT = {
     *("bundle", "backbone", "strategy", "chosen", "selection", "labels", "n", "best_epoch", "val", "test"),
-    *("linear_probe", "near_duplicates", "confidence", "seconds", "images_per_second"),
+    *("linear_probe", "adaptation", "near_duplicates", "confidence", "seconds", "images_per_second"),
 }
 BASE: dict[str, Any] = {"backbone": "smallnet", "image_size": 16, "epochs": 2, "batch_size": 8, "amp": "off"}
 
@@ -189,6 +189,66 @@ def test_interrupted_in_any_phase_it_resumes_to_the_same_bytes(
     assert cut.artifact("checkpoint")["sha256"] == whole.artifact("checkpoint")["sha256"]
     assert found["val"] == expected["val"]
     assert not work_dir(tmp_path / "cut").exists()
+
+
+@pytest.mark.parametrize(
+    ("phase", "options"),
+    [
+        pytest.param("classifiers", {"strategy": "features"}, marks=pytest.mark.slow),
+        ("classifiers", {"strategy": "auto"}),
+        ("epoch 2", {"strategy": "gradual"}),
+        ("epoch 2", {"keep": "delta"}),
+        pytest.param("epoch 2", {"keep": "l2sp", "strategy": "auto"}, marks=pytest.mark.slow),
+        ("epoch 1", {"teacher": True}),
+        pytest.param("validate", {"teacher": True, "keep": "bss"}, marks=pytest.mark.slow),
+    ],
+)
+def test_every_strategy_resumes_to_the_same_bytes(
+    tmp_path: Path, folder: Path, source: Path, phase: str, options: dict[str, Any]
+) -> None:
+    if options.get("teacher"):
+        _run(folder, tmp_path / "teacher", weights=str(source), strategy="linear-probe", image_size=20)
+        options = {**options, "teacher": tmp_path / "teacher", "unlabelled": folder}
+    options = {"weights": str(source), **options}
+    expected = _run(folder, tmp_path / "whole", **options)
+    with pytest.raises(KeyboardInterrupt):
+        _run(folder, tmp_path / "cut", Interrupting(phase), **options)
+    assert not (tmp_path / "cut").exists()
+    found = _run(folder, tmp_path / "cut", resume=True, **options)
+    shas = [Bundle.open(tmp_path / name).artifact("checkpoint")["sha256"] for name in ("whole", "cut")]
+    assert shas[0] == shas[1]
+    assert found["selection"] == expected["selection"]
+
+
+def test_another_teacher_or_other_unlabelled_images_are_another_run(
+    tmp_path: Path, folder: Path, source: Path, make_folder: Callable[..., Path]
+) -> None:
+    for name, seed in (("one", 0), ("two", 1)):
+        _run(folder, tmp_path / name / "t", weights="none", strategy="scratch", seed=seed, epochs=1)
+    target = make_folder(n=3, name="target", seed=9)
+    options: dict[str, Any] = {"weights": str(source), "teacher": tmp_path / "one" / "t", "unlabelled": target}
+    _run(folder, tmp_path / "b", **options)
+    assert "selection" in _run(folder, tmp_path / "b", resume=True, **options), "the same run"
+    with pytest.raises(InputError, match="teacher"):
+        _run(folder, tmp_path / "b", resume=True, **{**options, "teacher": tmp_path / "two" / "t"})
+    Image.new("RGB", (8, 8)).save(target / "left" / "new.png")
+    with pytest.raises(InputError, match="unlabelled"):
+        _run(folder, tmp_path / "b", resume=True, **options)
+    with pytest.raises(InputError, match="keep"):
+        _run(folder, tmp_path / "b", resume=True, weights=str(source), keep="l2sp")
+
+
+def test_unlabelled_images_that_are_held_out_are_not_taught_on(tmp_path: Path, folder: Path, source: Path) -> None:
+    """All of them given as unlabelled: those of val and test are left out, and that is said."""
+    _run(folder, tmp_path / "t", weights=str(source), strategy="linear-probe")
+    said: list[str] = []
+    monitor = Monitor()
+    monitor.say = said.append  # type: ignore[method-assign]
+    result = _run(folder, tmp_path / "b", monitor, weights=str(source), teacher=tmp_path / "t", unlabelled=folder)
+    held_out = result["n"]["val"] + result["n"]["test"]
+    assert f"{held_out} unlabelled images are held out here: not taught on" in said
+    asked = next(line for line in said if line.startswith("asking the teacher"))
+    assert asked == f"asking the teacher about {2 * result['n']['train']} images"
 
 
 def test_unfinished_work_of_other_options_is_kept_and_refused(tmp_path: Path, folder: Path) -> None:
