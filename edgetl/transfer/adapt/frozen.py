@@ -96,18 +96,17 @@ def adapted(method: str, domains: Domains, head: Linear, c: float, seed: int, mo
     return target.folded(*trained(method, aligned, weight, bias, c, seed, monitor))
 
 
-def recoloured(domains: Domains) -> Floats:
-    """The source's features with the target's covariance, x C_s^-1/2 C_t^1/2 with C = covariance + I.
+def recoloured(domains: Domains, ridge: float = RECOLOUR_RIDGE) -> Floats:
+    """The source's features with the target's covariance, x C_s^-1/2 C_t^1/2 with C = covariance + ridge I.
 
     Sun, Feng & Saenko 2016, "Return of Frustratingly Easy Domain Adaptation", algorithm 1; both domains have mean 0.
     """
-    source, target = (_covariance(rows) for rows in (domains.source, domains.target))
+    source, target = (_covariance(rows, ridge) for rows in (domains.source, domains.target))
     return np.asarray(domains.source @ _power(source, -0.5) @ _power(target, 0.5), np.float32)
 
 
-def _covariance(rows: Floats) -> Wide:
-    ridge = RECOLOUR_RIDGE * np.eye(rows.shape[1])
-    return np.asarray(np.atleast_2d(np.cov(rows.T.astype(np.float64))) + ridge)
+def _covariance(rows: Floats, ridge: float) -> Wide:
+    return np.asarray(np.atleast_2d(np.cov(rows.T.astype(np.float64))) + ridge * np.eye(rows.shape[1]))
 
 
 def _power(matrix: Wide, exponent: float) -> Wide:
