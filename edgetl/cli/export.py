@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -115,6 +116,7 @@ def export(
     loss is measured on val against PyTorch fp32; above --max-drop the exit code is 3 and the graph is kept
     as not meeting its contract.
     """
+    given = {**locals(), "input": input_kind}
     with session(ctx, as_json, out) as run:
         from edgetl import bundle as bundles
 
@@ -122,31 +124,19 @@ def export(
         from edgetl.graph import ExportOptions
         from edgetl.graph import export as export_graphs
 
-        options = ExportOptions(
-            fp16=fp16,
-            int8=int8,
-            target=target.value,
-            calib=calib,
-            calib_size=calib_size,
-            method=method,
-            max_drop=max_drop,
-            max_class_drop=max_class_drop,
-            confident=confident,
-            guard=guard.value,
-            guard_data=guard_data,
-            rescue=rescue.value,
-            input=input_kind,
-            output=output.value,
-            calibrated=calibrated,
-            allow_unmet=allow_unmet,
-            threads=threads,
-        )
+        options = ExportOptions(**_named(ExportOptions, given))
         wanted = _engine_of(options) if engine else None  # first, since graphs take minutes
         with _shown_when_unmet(run, bundle):
             result = export_graphs(bundle, options, run.monitor)
         if wanted is not None:
             result["artifacts"] += _build(bundle, wanted, run.monitor)
         run.done(result, show=lambda console: _show(console, bundle, result))
+
+
+def _named(kind: type, given: dict[str, Any]) -> dict[str, Any]:
+    """The command's options that a dataclass of options has by the same name; names out of a list as plain text."""
+    plain = {k: v.value if isinstance(v, Target | OutputKind | GuardKind | RescueKind) else v for k, v in given.items()}
+    return {field.name: plain[field.name] for field in fields(kind) if field.name in plain}
 
 
 @contextmanager
