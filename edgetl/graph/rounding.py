@@ -26,7 +26,7 @@ from edgetl.monitor import SILENT, Monitor
 
 _WIDEST = 2304  # inputs of one output: time and memory grow with the square, and sums this long average noise out
 _KEPT = 256 << 20  # bytes of second moments at a time; with more than that the images go through again
-_POSITIONS = 32  # of a feature map, drawn for each batch: neighbours say the same
+_POSITIONS = 32  # of a feature map or a sequence, drawn for each batch: neighbours say the same
 _DAMPING = 0.01  # of the mean second moment, as in the paper
 _BLOCK = 64  # columns whose effect on the rest is subtracted at once
 _TOP = 1 - 1 / (100 * qdq.LEVELS)  # the largest weight ends a hundredth of a step early: no float raises the scale
@@ -64,10 +64,15 @@ class _Layer:
     def see(self, x: npt.NDArray[np.float32]) -> None:
         """Add what the layer reads in `x`, a batch of its input tensor."""
         conv = self.node.op_type == "Conv"
-        rows = self._patches(x) if conv else x.reshape(1, -1, x.shape[-1])
+        rows = self._patches(x) if conv else self._drawn(x.reshape(1, -1, x.shape[-1]), _POSITIONS * len(x))
         with np.errstate(over="ignore", invalid="ignore"):  # _moments reports it
             found = rows.transpose(0, 2, 1) @ rows
             self.moments = found if self.moments is None else self.moments + found
+
+    def _drawn(self, rows: npt.NDArray[np.float32], most: int) -> npt.NDArray[np.float32]:
+        """(1, <= most, inputs): a transformer's tokens are as many as a feature map's positions."""
+        count = rows.shape[1]
+        return rows if count <= most else rows[:, self.random.choice(count, most, replace=False)]
 
     def _patches(self, x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """(groups, samples, inputs of an output): what the kernel covers at drawn positions of x (B, C, H, W)."""

@@ -126,6 +126,32 @@ def test_the_same_images_give_the_same_bytes_however_the_layers_are_parted(
     assert rounded(network(), PLACED, pixels, threads=1).SerializeToString(deterministic=True) == first
 
 
+def test_of_a_sequence_some_tokens_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """image (B, 3, S, S) x weight (S, 7): 36 rows an image are a sequence to the product."""
+    weight = np.random.default_rng(3).normal(size=(SIDE, 7)).astype(np.float32)
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["image", "w"], ["logits"], name="tokens")],
+        "g",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 3, SIDE, SIDE])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 3, SIDE, 7])],
+        [numpy_helper.from_array(weight, "w")],
+    )
+    source = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    placement, pixels = Placement({}, {("tokens", 1): 1}, ()), Pixels.of_array(tmp_path / "p", smooth(64, 0))
+    others = to_batch(smooth(32, 1), "float32")
+
+    def off(model: onnx.ModelProto) -> float:
+        wanted, given = (
+            session(m, ["logits"], 1, True).run(None, {"image": others})[0]
+            for m in (source, qdq.inserted(model, placement, {}))
+        )
+        return float(((given - wanted) ** 2).mean())
+
+    for positions in (36, 8):
+        monkeypatch.setattr(rounding, "_POSITIONS", positions)
+        assert off(rounded(source, placement, pixels, threads=1)) < 0.6 * off(source)
+
+
 def test_layers_beyond_the_limits_stay_as_they_are(pixels: Pixels, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rounding, "_WIDEST", 20)
     source = network()
