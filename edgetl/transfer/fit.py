@@ -49,7 +49,7 @@ def fit(run: Run) -> Fitted:
     found = probed(run)
     reasons: tuple[str, ...] = ()
     if run.plan.name == "auto":
-        picked = run.group.first(lambda: auto.pick(run))
+        picked = run.group.first(lambda: auto.pick(run, found))
         run.plan, reasons = picked.plan, picked.reasons
     tuned = tune.train(run, found) if run.plan.trains else Progress()
     choice = choose(run, found, tuned, reasons)

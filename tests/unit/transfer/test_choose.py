@@ -104,7 +104,7 @@ def test_of_equals_the_simplest_is_kept(make_run: Callable[..., Run]) -> None:
 def test_auto_never_ends_below_the_probe_on_val(make_run: Callable[..., Run]) -> None:
     run = make_run("auto")
     probed, tuned, _ = _opposed(run)
-    run.plan = auto.decide(10, None, True).plan
+    run.plan = auto.decide(10, None, True, 0.5).plan
     choice = choose(run, probed, tuned, ("because",))
     names = {c.name for c in choice.candidates}
     assert {"linear-probe", "features", "lp-ft", "wise-ft"} == names
@@ -141,9 +141,28 @@ def test_images_unlike_the_source_are_farther_by_batchnorms_memory() -> None:
     assert auto.shift(Deployed(vit, Preprocess(size=64, resize=64)), torch.rand(2, 3, 64, 64)) is None
 
 
-def test_autos_pick_follows_from_size_distance_and_weights() -> None:
-    assert auto.decide(10, 0.3, True).plan.name == "lp-ft"
-    assert auto.decide(10, None, True).plan.name == "lp-ft"
-    assert auto.decide(10, 0.3, False).plan.name == "scratch"
-    for pick in (auto.decide(10, 0.3, True), auto.decide(10, None, True), auto.decide(10, 0.3, False)):
-        assert all(len(reason) > 10 for reason in pick.reasons)
+@pytest.mark.parametrize(
+    ("situation", "plan", "said"),
+    [
+        ((10, 0.3, True, 0.5), "gradual", "10 images a class, near"),
+        ((10, 0.9, True, 0.5), "lp-ft", "far from the source domain (0.90)"),
+        ((500, 0.3, True, 0.5), "lp-ft", "500 images a class, near"),
+        ((10, None, True, 0.5), "lp-ft", "no BatchNorm"),
+        ((10, 0.3, True, 1.0), "features", "right on all of val"),
+        ((10, None, False, 0.5), "scratch", "no pretrained weights"),
+    ],
+)
+def test_autos_pick_follows_from_weights_probe_size_and_distance(situation: Any, plan: str, said: str) -> None:
+    pick = auto.decide(*situation)
+    assert pick.plan.name == plan
+    assert said in pick.reasons[0]
+
+
+def test_autos_pick_is_noted_for_resume(make_run: Callable[..., Run]) -> None:
+    run = make_run("auto")
+    probed = _probed(run, np.zeros((2, 192), np.float32))
+    first = auto.pick(run, probed)
+    with torch.no_grad():
+        for parameter in run.start.network.parameters():
+            parameter.zero_()
+    assert auto.pick(run, probed) == first

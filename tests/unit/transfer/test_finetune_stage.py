@@ -53,7 +53,7 @@ def test_each_strategy_makes_a_whole_bundle(tmp_path: Path, folder: Path, source
     assert set(result) == RESULT
     assert set(result["val"]) == set(result["test"]) == set(result["linear_probe"]) == METRICS
     assert result["strategy"] == strategy
-    allowed = {"scratch": {"scratch"}, "auto": {"linear-probe", "features", "lp-ft", "wise-ft"}}
+    allowed = {"scratch": {"scratch"}, "auto": {"linear-probe", "features", "lp-ft", "gradual", "wise-ft"}}
     frozen = strategy in ("linear-probe", "features")
     averaged = set() if frozen else {"wise-ft"}
     assert result["chosen"] in allowed.get(strategy, {strategy, "linear-probe"} | averaged)
