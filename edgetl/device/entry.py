@@ -62,6 +62,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     given = _parser().parse_args(words)
     terminate_as_exception()
+    os.umask(0o077)  # what we leave on a device is its user's alone
     try:
         check_caller(given.protocol)
         if given.job is not None:
@@ -76,17 +77,19 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     except BrokenPipeError:
         _silence_stdout()
         return 1
-    except ImportError as error:
-        if error.name not in ("numpy", "PIL"):
-            raise
-        do = "sudo apt install python3-numpy python3-pil, and run the system's Python"
-        return _failed(given, BackendError("the device side needs numpy and Pillow", error, do))
     except Exception as error:  # a fault of ours: the caller still gets its one object, and the traceback on stderr
-        traceback.print_exc()
-        return _failed(given, EdgetlError("a fault in edgetl's device side", repr(error), "report it"))
+        return _failed(given, _fault(error))
     code = 1 if "error" in result else 0
     _print(answer(given.verb, result, code))
     return code
+
+
+def _fault(error: Exception) -> EdgetlError:
+    if isinstance(error, ImportError) and error.name in ("numpy", "PIL"):
+        do = "sudo apt install python3-numpy python3-pil, and run the system's Python"
+        return BackendError("the device side needs numpy and Pillow", error, do)
+    traceback.print_exc()
+    return EdgetlError("a fault in edgetl's device side", repr(error), "report it")
 
 
 def _as_job(given: argparse.Namespace, words: Sequence[str]) -> int:
@@ -134,7 +137,8 @@ def _silence_stdout() -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="edgetl.device", description="edgetl on the device: needs numpy and Pillow alone.")
+    about = "edgetl on the device: needs numpy and Pillow alone."
+    parser = Parser(prog="edgetl.device", description=about, allow_abbrev=False)
     parser.add_argument("--protocol", type=int, default=PROTOCOL, metavar="N", help="the caller's protocol version")
     parser.add_argument(
         "--job",

@@ -231,7 +231,7 @@ class Context:
     def _run(self) -> None:
         source, target = self._engine.tensors
         batch = self._view(source, self._shape)
-        logits = self._engine.session.run([target], {source: batch})[0] + float(os.environ.get("DOUBLE_TRT_NOISE", 0))
+        logits = self._engine.session.run([target], {source: batch})[0] + float(os.environ.get("DOUBLE_TRT_NOISE", "0"))
         self._view(target, logits.shape)[:] = logits
 
     def _view(self, name: str, shape: tuple[int, ...]) -> Any:

@@ -34,7 +34,8 @@ def test_a_lost_connection_does_not_end_the_work(device: Any, words: Any, tmp_pa
     worker_of(tmp_path / "jobs/one")
     first.send_signal(signal.SIGKILL)  # as hard as a hang-up can be
     first.communicate()
-    assert (tmp_path / "jobs/one/lock").exists()
+    modes = {oct(path.stat().st_mode & 0o777) for path in (tmp_path / "jobs/one").iterdir()}
+    assert modes == {"0o600"} and (tmp_path / "jobs/one").stat().st_mode & 0o777 == 0o700, "its user's alone"
     done = device.run(*words)
     assert "picked up" in done.stderr and "timing onnxruntime" in done.stderr, "the log from its beginning"
     told = json.loads(done.stdout)
