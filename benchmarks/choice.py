@@ -31,6 +31,7 @@ from benchmarks.data import SAMPLES
 from benchmarks.rows import Case, Row, row
 from edgetl.embedded.digits import write_digits
 from edgetl.images import SPLITS, ReadOptions, draw_balanced, read_data
+from edgetl.transfer.rank.front import best_first
 
 SIZE = 64  # px: the suite is to fit into an hour of two cores
 IMAGES = {"train": 800, "val": 200, "test": 1000}  # at most
@@ -146,13 +147,13 @@ def agreed(name: str, values: Sequence[dict[str, Any]]) -> dict[str, Any]:
     tuned = np.array([v["test_accuracy"] for v in values])
     taus = {s: tau([v[s] for v in values], tuned) for s in SCORES}
     regrets = {s: 100 * float(tuned.max() - tuned[int(np.argmax([v[s] for v in values]))]) for s in SCORES}
-    first = values[int(np.argmax([v["probe_accuracy"] for v in values]))]
+    first = best_first([{**v, "macs": 0, "weights": v["network"]} for v in values], values[0]["n_train"])[0]
     return {
         "data": name,
         "networks": len(values),
         "n_test": values[0]["n_test"],
         "tau": taus,
-        "regret_pp": regrets,
+        "regret_pp": {**regrets, "rank": 100 * float(tuned.max() - first["test_accuracy"])},
         "first": first["network"],
         "best": values[int(tuned.argmax())]["network"],
         "best_accuracy": float(tuned.max()),

@@ -114,8 +114,8 @@ def _show(console: Console, result: dict[str, Any], source: str) -> None:
     console.print(table)
     clock = "this machine's GPU" if result["latency_evidence"] == "host-gpu" else "one thread of this machine's CPU"
     console.print(
-        f"Ranked by the probe: cross-validated, 95 % intervals of about "
-        f"{_half_width(result['rows'])} points. ms: one image, PyTorch fp32, {clock}. int8: estimated from the layers. "
+        f"Ranked by the probe (cross-validated, 95 % intervals of "
+        f"{_half_width(result['rows'])} points around it); LogME decides within one standard error. ms: one image, PyTorch fp32, {clock}. int8: estimated from the layers. "
         "front: no other is as accurate, as fast and as small.",
         highlight=False,
     )

@@ -152,6 +152,23 @@ def test_same_shifted_and_far(tmp_path: Path, digits: Path) -> None:
     assert same["coral"] < far["coral"]
 
 
+@pytest.mark.slow
+def test_photographs_paintings_and_sketches(samples: Path, mobilenet_weights: Path, tmp_path: Path) -> None:
+    """Two halves of the photographs are one domain, paintings are a shift away, and sketches are far."""
+    pacs = samples / "data/pacs_mini"
+    halves = [tmp_path / "even", tmp_path / "odd"]
+    for number, photo in enumerate(sorted((pacs / "photo").rglob("*.*"))):
+        if photo.is_file():
+            link = halves[number % 2] / photo.parent.name / photo.name
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(photo)
+    features = ["--backbone", "mobilenet_v2", "--weights", mobilenet_weights, "--image-size", 96, "--images", 200]
+    pairs = [halves, (pacs / "photo", pacs / "art_painting"), (pacs / "photo", pacs / "sketch")]
+    found = [call("domains", *pair, *features) for pair in pairs]
+    assert [f["verdict"] for f in found] == ["same", "shifted", "far"]
+    assert set(found[1]["per_class"]) == {"dog", "elephant", "giraffe", "guitar", "horse", "house", "person"}
+
+
 def test_by_class_and_the_picture(make_folder: Any, tmp_path: Path) -> None:
     names = ("left", "$right$", "_third")
     source, target = make_folder(names, n=10, name="a"), make_folder(names[:2], n=10, name="b", seed=5)

@@ -29,7 +29,7 @@ ROWS = [
 def test_the_points_that_the_first_choice_loses() -> None:
     found = choice.agreed("flowers", ROWS)
     assert (found["first"], found["best"], found["networks"]) == ("imagenet", "insects", 4)
-    assert found["regret_pp"]["probe_accuracy"] == pytest.approx(2.0)
+    assert found["regret_pp"]["probe_accuracy"] == found["regret_pp"]["rank"] == pytest.approx(2.0)
     assert found["regret_pp"]["h_score"] == pytest.approx(40.0)  # it chose the random one
     assert 0 < found["tau"]["probe_accuracy"] < 1 and found["tau"]["h_score"] < 0
 

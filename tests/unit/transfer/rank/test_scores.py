@@ -165,7 +165,21 @@ def test_the_front_is_what_nobody_dominates(points: list[tuple[int, int, int]]) 
         assert optimal == (not better)
 
 
-def test_the_order_is_the_probes_then_logmes() -> None:
-    row = {"macs": 1, "weights": "w"}
-    rows = [{**row, "probe_accuracy": p, "logme": m} for p, m in ((0.8, 0.3), (0.9, 0.1), (0.9, 0.2))]
-    assert [(r["probe_accuracy"], r["logme"]) for r in best_first(rows)] == [(0.9, 0.2), (0.9, 0.1), (0.8, 0.3)]
+@pytest.mark.parametrize(
+    ("images", "order"),
+    [
+        (100, ["second", "first", "last"]),  # a standard error of 3 points: LogME decides between 0.90 and 0.88
+        (10_000, ["first", "second", "last"]),  # of 0.3 points
+        (4, ["last", "second", "first"]),  # of 15 points: the probe says nothing
+    ],
+)
+def test_the_probe_orders_and_logme_decides_within_its_noise(images: int, order: list[str]) -> None:
+    scored = {"first": (0.90, 0.1), "second": (0.88, 0.2), "last": (0.80, 0.3)}
+    rows = [{"weights": w, "macs": 1, "probe_accuracy": p, "logme": m} for w, (p, m) in scored.items()]
+    for given_rows in (rows, rows[::-1]):
+        assert [r["weights"] for r in best_first(given_rows, images)] == order
+
+
+def test_of_equals_the_cheaper_comes_first() -> None:
+    rows = [{"weights": str(m), "macs": m, "probe_accuracy": 1.0, "logme": 0.5} for m in (3, 1, 2)]
+    assert [r["macs"] for r in best_first(rows, 10)] == [1, 2, 3]
