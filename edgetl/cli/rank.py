@@ -113,12 +113,13 @@ def _show(console: Console, result: dict[str, Any], source: str) -> None:
         table.add_row(*_cells(row))
     console.print(table)
     clock = "this machine's GPU" if result["latency_evidence"] == "host-gpu" else "one thread of this machine's CPU"
-    console.print(
-        f"Ranked by the probe (cross-validated, 95 % intervals of "
-        f"{_half_width(result['rows'])} points around it); LogME decides within one standard error. ms: one image, PyTorch fp32, {clock}. int8: estimated from the layers. "
+    said = (
+        f"Ranked by the probe (cross-validated, 95 % intervals of {_half_width(result['rows'])} points around it);",
+        "LogME decides within one standard error.",
+        f"ms: one image, PyTorch fp32, {clock}. int8: estimated from the layers.",
         "front: no other is as accurate, as fast and as small.",
-        highlight=False,
     )
+    console.print(*said, highlight=False)
     if result["over_budget"]:
         names_over = ", ".join(f"{r['backbone']} ({_short(r['weights'])})" for r in result["over_budget"])
         console.print(f"Over budget, not scored: {names_over}", markup=False, highlight=False)
