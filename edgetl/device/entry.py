@@ -80,6 +80,8 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     except Exception as error:  # a fault of ours: the caller still gets its one object, and the traceback on stderr
         return _failed(given, _fault(error))
     code = 1 if "error" in result else 0
+    if code:
+        print("error: " + ": ".join(str(result["error"][k]) for k in ("what", "value")), file=sys.stderr, flush=True)
     _print(answer(given.verb, result, code))
     return code
 

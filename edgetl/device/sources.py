@@ -25,6 +25,7 @@ from edgetl.images import EXTENSIONS, decode, read_bytes
 
 _SETTLED_S = 0.2  # a file that has not grown for so long is taken to be whole
 _CAPS = re.compile(r"fdsink.*caps = video/x-raw.*?width=\(int\)(\d+).*?height=\(int\)(\d+)")
+_NVIDIAS_CONVERTER = "nvvidconv"
 _LIVE = ("/dev/video", "rtsp://", "rtsps://")
 PIPELINE = "gst:"  # the head of a pipeline, for cameras that need their own source (nvarguscamerasrc)
 
@@ -49,7 +50,7 @@ def open_source(source: str, follow: bool = False, poll: float = 0.5) -> Iterato
     Raises DataError, InputError or BackendError when the first image is asked for.
     """
     if source.startswith(_LIVE + (PIPELINE,)):
-        return video(pipeline_for(source))
+        return video(pipeline_for(source, has_element(_NVIDIAS_CONVERTER)))
     if "://" in source:
         raise InputError("unknown kind of source", source, "use a folder, /dev/videoN, rtsp://... or gst:PIPELINE")
     return folder(Path(source), follow, poll)
@@ -100,8 +101,21 @@ def _read(file: Path) -> Frame:
         return Frame(str(file), None, time.time(), error)
 
 
-def pipeline_for(source: str) -> List[str]:
-    """The arguments of gst-launch-1.0 before the conversion to RGB. Raises InputError for a broken `gst:` text."""
+def has_element(name: str) -> bool:
+    """Whether this machine's GStreamer has an element of that name."""
+    tool = shutil.which("gst-inspect-1.0")
+    if tool is None:
+        return False
+    done = subprocess.run([tool, "--exists", name], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
+    return done.returncode == 0
+
+
+def pipeline_for(source: str, nvidia: bool = False) -> List[str]:
+    """The arguments of gst-launch-1.0 before the conversion to RGB. Raises InputError for a broken `gst:` text.
+
+    `nvidia`: the decoders are NVIDIA's, whose frames lie in memory that only their own converter reads (NVIDIA's
+    Accelerated GStreamer guide; not yet seen on hardware).
+    """
     if source.startswith(PIPELINE):
         try:
             words = shlex.split(source[len(PIPELINE) :])
@@ -111,9 +125,11 @@ def pipeline_for(source: str) -> List[str]:
             raise InputError("an empty pipeline", source, "for example gst:nvarguscamerasrc ! nvvidconv")
         return words
     if source.startswith("/dev/video"):
-        return ["v4l2src", "device=" + source, "!", "decodebin"]
-    # The location is one argument of its own, so nothing in it is read as a pipeline.
-    return ["rtspsrc", "location=" + source, "latency=200", "!", "decodebin"]
+        head = ["v4l2src", "device=" + source]
+    else:  # the location is one argument of its own, so nothing in it is read as a pipeline
+        head = ["rtspsrc", "location=" + source, "latency=200"]
+    fetched = ["!", _NVIDIAS_CONVERTER, "!", "video/x-raw,format=BGRx"] if nvidia else []
+    return head + ["!", "decodebin"] + fetched
 
 
 def video(head: List[str]) -> Iterator[Frame]:

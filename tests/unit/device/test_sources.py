@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edgetl.device.sources import _stride, open_source, pipeline_for
+from edgetl.device.sources import _stride, has_element, open_source, pipeline_for
 from edgetl.errors import BackendError, DataError, InputError
 
 needs_gstreamer = pytest.mark.skipif(shutil.which("gst-launch-1.0") is None, reason="no gst-launch-1.0 here")
@@ -60,7 +60,10 @@ def test_a_source_that_fails_says_why(source: str) -> None:
 def test_a_url_is_one_argument_whatever_is_in_it() -> None:
     words = pipeline_for("rtsp://cam/a b ! filesink location=/etc/passwd")
     assert words[1] == "location=rtsp://cam/a b ! filesink location=/etc/passwd" and words.count("!") == 1
-    assert pipeline_for("/dev/video0")[1] == "device=/dev/video0"
+    assert pipeline_for("/dev/video0") == ["v4l2src", "device=/dev/video0", "!", "decodebin"]
+    fetched = ["!", "decodebin", "!", "nvvidconv", "!", "video/x-raw,format=BGRx"]
+    assert pipeline_for("/dev/video0", nvidia=True)[2:] == fetched
+    assert pipeline_for("gst:nvarguscamerasrc ! nvvidconv", nvidia=True) == ["nvarguscamerasrc", "!", "nvvidconv"]
     for broken in ("gst:", "gst:a 'b"):
         with pytest.raises(InputError):
             pipeline_for(broken)
@@ -100,6 +103,11 @@ def test_a_growing_file_waits_until_it_is_whole(tmp_path: Path) -> None:
     frame = next(frames)
     writer.join()
     assert frame.error is None and frame.image is not None and frame.image.size == (64, 64)
+
+
+@needs_gstreamer
+def test_elements_are_asked_for() -> None:
+    assert has_element("videoconvert") and not has_element("nosuchelement")
 
 
 @pytest.mark.parametrize("width, stride", [(1, 4), (2, 8), (4, 12), (30, 92), (224, 672)])
