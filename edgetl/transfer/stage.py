@@ -42,6 +42,8 @@ def finetune(
     from edgetl.transfer.processes import ALONE
 
     group = group or ALONE
+    if group.size > 1 and options.adapt != "none":
+        raise InputError("--adapt runs in one process", f"{group.size} processes", "start it without torchrun")
     if group.rank:
         return _follow(data, to, options, group)
     there = to.exists() and not (to.is_dir() and not any(to.iterdir()))
