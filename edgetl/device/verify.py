@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Dict, List, Optional
 
 import numpy as np
+from PIL import features
 
 from edgetl.bundle import Bundle, Check
 from edgetl.device.chosen import Chosen
@@ -63,7 +64,12 @@ def check_pixels(bundle: Bundle, pixels: Pixels) -> Check:
         seen = to_input(read_bytes(path), bundle.preprocess, path).astype(np.int16)
         apart = int(np.abs(seen - pixels[int(record["index"])]).max())
         worst, wrong = max(worst, apart), wrong + (apart > 0)
-    return Check(name, wrong == 0, "%d differ, by %d at most" % (wrong, worst) if wrong else "equal", "equal")
+    if not wrong:
+        return Check(name, True, "equal", "equal")
+    said = "%d differ, by %d at most" % (wrong, worst)
+    if not features.check_feature("libjpeg_turbo"):
+        said += "; this Pillow decodes JPEG without libjpeg-turbo: use the system's python3-pil"
+    return Check(name, False, said, "equal")
 
 
 def _checked(one: Chosen, pixels: Pixels, reference: Logits) -> List[Check]:
