@@ -121,11 +121,12 @@ def climb(start: Calibrated, source: onnx.ModelProto, method: str, rescue: str, 
     if rescue != "none":
         _leave_out(climbing, noises)
     if rescue == "qat" and not climbing.enough:
-        untrained = climbing.best, climbing.score, climbing.expected
+        untrained = climbing.best, climbing.score, climbing.effects
         if _retrain(climbing, whole):
+            climbing.effects = ()  # of another network
             _leave_out(climbing, _noises(tools, climbing.best), "trained, ")
-            if climbing.expected > untrained[2]:
-                climbing.best, climbing.score = untrained[:2]
+            if untrained[1] is not None and climbing.expected > untrained[1].expected_drop_pp:
+                climbing.best, climbing.score, climbing.effects = untrained
             noises = _noises(tools, climbing.best)
     effects = climbing.effects or exclude.effects(
         climbing.best, noises, tools.search, exclude.XRAY_SHORTLIST, exclude.XRAY_IMAGES
