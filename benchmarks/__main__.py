@@ -12,12 +12,13 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from benchmarks import choice, contract, cpu_int8, hard, memory, peers, recipe, startup, strategies, tables
+from benchmarks import choice, contract, cpu_int8, hard, memory, peers, recipe, scale, startup, strategies, tables
 from benchmarks.rows import RESULTS, Row, append
 
 SUITES: dict[str, Callable[[bool], Iterator[Row]]] = {
     "startup": startup.run,
     "memory": memory.run,
+    "scale": scale.run,
     "recipe": recipe.run,
     "strategies": strategies.run,
     "choice": choice.run,

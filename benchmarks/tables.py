@@ -109,6 +109,17 @@ def _memory(row: Row) -> list[str]:
     ]
 
 
+def _scale(row: Row) -> list[str]:
+    v = row["values"]
+    return [
+        row["case"],
+        *(f"{v[key]:.1f}" for key in ("list_s", "first_batch_s", "first_step_s", "seconds")),
+        f"{v['peak_mb']:.0f}",
+        f"{v['baseline_mb']:.0f}",
+        f"{v['kb_an_image_more']:.2f}",
+    ]
+
+
 def _recipe(row: Row) -> list[str]:
     v = row["values"]
     return [
@@ -245,6 +256,13 @@ def _percent(value: Any) -> str:
 _TABLES: dict[str, tuple[list[str], Callable[[Row], list[str]]]] = {
     "startup": (["command", "runs", "median, s", "worst, s", "limit, s", "heavy modules loaded"], _startup),
     "memory": (["work", "MB (few images)", "MB (many)", "growth", "baseline MB"], _memory),
+    "scale": (
+        [
+            *("images", "listed, s", "first batch through the network, s", "first training step, s", "in all, s"),
+            *("peak MB above the imports", "imports, MB", "kB an image above the smallest"),
+        ],
+        _scale,
+    ),
     "cpu_int8": (
         [
             *("network", "FP32 p50, ms", "INT8 p50, ms", "ratio", "top-1 agrees with PyTorch (images)"),

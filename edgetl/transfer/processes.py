@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import nn
 
-from edgetl.errors import EdgetlError
+from edgetl.errors import EdgetlError, StageError
 from edgetl.transfer.whole_batch import WholeBatch
 
 if TYPE_CHECKING:
@@ -162,6 +162,20 @@ def fails_first() -> bool | None:
 
 
 @contextmanager
+def _said_plainly() -> Iterator[None]:
+    """A connection that broke says that another process is gone: StageError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, torch.distributed.DistError) and "gloo" not in str(error):
+            raise
+        do = "what it said is above, if it could; the same command with --resume continues"
+        raise StageError(
+            "another process of this run has ended", f"noticed by process {os.environ['RANK']}", do
+        ) from error
+
+
+@contextmanager
 def joined(device: str = "auto") -> Iterator[Group]:
     """The group of this process: of all that torchrun started (on `device`: auto, cpu or cuda), or of itself alone.
 
@@ -184,7 +198,8 @@ def joined(device: str = "auto") -> Iterator[Group]:
     )
     fabric.launch()
     group = Launched(fabric)
-    yield group
+    with _said_plainly():
+        yield group
     # Only where all went well: after an error the others may be in the middle of something, and torchrun ends them.
     group.wait()
     torch.distributed.destroy_process_group()
