@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgetl.cli.console import JsonFlag, OutOption, session, tune_for_training
+from edgetl.cli.finetune import DataRootOption, DeviceOption, FitOption, ImageSizeOption, SkipCorruptOption
 from edgetl.spec import Fit
 
 if TYPE_CHECKING:
@@ -32,19 +33,17 @@ def domains(
     weights: Annotated[
         str, typer.Option(help="embedded, auto (torchvision's, downloaded), none, or a state dict FILE.", metavar="W")
     ] = "embedded",
-    image_size: Annotated[int | None, typer.Option(min=1, help="The crop.", metavar="PX")] = None,
-    fit: Annotated[Fit, typer.Option(help="How an image becomes a square.")] = Fit.CROP,
+    image_size: ImageSizeOption = None,
+    fit: FitOption = Fit.CROP,
     images: Annotated[int, typer.Option(help="At most this many of each side, drawn by content.")] = 1000,
     picture: Annotated[
         Path | None, typer.Option(help="Both sets in two dimensions: a .png or .svg.", metavar="FILE")
     ] = None,
     projection: Annotated[str, typer.Option(help="Of the picture: pca or tsne.")] = "pca",
-    skip_corrupt: Annotated[bool, typer.Option("--skip-corrupt", help="Leave corrupt images out, named.")] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    skip_corrupt: SkipCorruptOption = False,
+    device: DeviceOption = "auto",
     seed: Annotated[int, typer.Option(help="Of the draw, the permutations and the halves.")] = 0,
-    data_root: Annotated[
-        Path | None, typer.Option(help="Where torchvision:NAME is downloaded to.", metavar="DIR")
-    ] = None,
+    data_root: DataRootOption = None,
     as_json: JsonFlag = False,
     out: OutOption = None,
 ) -> None:

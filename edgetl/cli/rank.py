@@ -8,6 +8,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgetl.cli.console import JsonFlag, OutOption, session
+from edgetl.cli.finetune import (
+    BackboneArgsOption,
+    DataArgument,
+    DataRootOption,
+    DeviceOption,
+    FitOption,
+    GroupByOption,
+    ImageSizeOption,
+    SeedOption,
+    SkipCorruptOption,
+    TestFractionOption,
+    ValFractionOption,
+)
 from edgetl.errors import InputError
 from edgetl.spec import Fit
 
@@ -22,44 +35,50 @@ STATE_DICTS = (".pth", ".pt", ".safetensors", ".bin", ".ckpt", ".tar")
 DEFAULT_WEIGHTS = ("embedded", "auto")
 
 
+MoreArgument = Annotated[
+    list[str] | None, typer.Argument(help="More weights files, after --weights FILE.", metavar="[FILE]...")
+]
+WeightsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="State dict FILEs (.pth, .safetensors), embedded, auto (torchvision's on this disk) or none; "
+        "repeatable. Default: embedded and auto.",
+        metavar="W...",
+    ),
+]
+BackboneOption = Annotated[
+    list[str] | None, typer.Option(help="Only these networks, or what a file is of. Repeatable.", metavar="NAME")
+]
+BudgetMsOption = Annotated[float | None, typer.Option(help="Leave out what is slower here.", metavar="MS")]
+BudgetMbOption = Annotated[float | None, typer.Option(help="Leave out larger files (10^6 bytes).", metavar="MB")]
+PrecisionOption = Annotated[str, typer.Option(help="Of the file that --budget-mb speaks of: fp32 or int8.")]
+DownloadOption = Annotated[
+    bool, typer.Option("--download", help="Fetch torchvision's weights: --backbone's, or of small networks.")
+]
+ImagesOption = Annotated[int, typer.Option(help="At most this many training images, class-balanced.")]
+
+
 def rank(
     ctx: typer.Context,
-    data: Annotated[str, typer.Argument(help="Image folder, CSV, or torchvision:NAME.", metavar="DATA")],
-    more: Annotated[
-        list[str] | None, typer.Argument(help="More weights files, after --weights FILE.", metavar="[FILE]...")
-    ] = None,
-    weights: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="State dict FILEs (.pth, .safetensors), embedded, auto (torchvision's on this disk) or none; "
-            "repeatable. Default: embedded and auto.",
-            metavar="W...",
-        ),
-    ] = None,
-    backbone: Annotated[
-        list[str] | None, typer.Option(help="Only these networks, or what a file is of. Repeatable.", metavar="NAME")
-    ] = None,
-    backbone_args: Annotated[str, typer.Option(help="Builder arguments: width_mult=0.5,...", metavar="K=V,...")] = "",
-    budget_ms: Annotated[float | None, typer.Option(help="Leave out what is slower here.", metavar="MS")] = None,
-    budget_mb: Annotated[float | None, typer.Option(help="Leave out larger files (10^6 bytes).", metavar="MB")] = None,
-    precision: Annotated[str, typer.Option(help="Of the file that --budget-mb speaks of: fp32 or int8.")] = "fp32",
-    download: Annotated[
-        bool, typer.Option("--download", help="Fetch torchvision's weights: --backbone's, or of small networks.")
-    ] = False,
-    images: Annotated[int, typer.Option(help="At most this many training images, class-balanced.")] = 1000,
-    image_size: Annotated[int | None, typer.Option(min=1, help="The crop (default: each network's).")] = None,
-    fit: Annotated[Fit, typer.Option(help="How an image becomes a square.")] = Fit.CROP,
-    val_fraction: Annotated[float, typer.Option(help="Share for val, where DATA has no val: not looked at.")] = 0.15,
-    test_fraction: Annotated[float, typer.Option(help="Share for test, where DATA has no splits.")] = 0.15,
-    group_by: Annotated[
-        str, typer.Option(help="Images whose path matches alike stay in one fold.", metavar="REGEX")
-    ] = "",
-    skip_corrupt: Annotated[bool, typer.Option("--skip-corrupt", help="Leave corrupt images out, named.")] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    seed: Annotated[int, typer.Option(help="Of splits, draw, folds and random weights.")] = 0,
-    data_root: Annotated[
-        Path | None, typer.Option(help="Where torchvision:NAME is downloaded to.", metavar="DIR")
-    ] = None,
+    data: DataArgument,
+    more: MoreArgument = None,
+    weights: WeightsOption = None,
+    backbone: BackboneOption = None,
+    backbone_args: BackboneArgsOption = "",
+    budget_ms: BudgetMsOption = None,
+    budget_mb: BudgetMbOption = None,
+    precision: PrecisionOption = "fp32",
+    download: DownloadOption = False,
+    images: ImagesOption = 1000,
+    image_size: ImageSizeOption = None,
+    fit: FitOption = Fit.CROP,
+    val_fraction: ValFractionOption = 0.15,
+    test_fraction: TestFractionOption = 0.15,
+    group_by: GroupByOption = "",
+    skip_corrupt: SkipCorruptOption = False,
+    device: DeviceOption = "auto",
+    seed: SeedOption = 0,
+    data_root: DataRootOption = None,
     as_json: JsonFlag = False,
     out: OutOption = None,
 ) -> None:
