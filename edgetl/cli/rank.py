@@ -36,7 +36,7 @@ DEFAULT_WEIGHTS = ("embedded", "auto")
 
 
 MoreArgument = Annotated[
-    list[str] | None, typer.Argument(help="More weights files, after --weights FILE.", metavar="[FILE]...")
+    list[str] | None, typer.Argument(help="More weights files, after --weights FILE.", metavar="FILE")
 ]
 WeightsOption = Annotated[
     list[str] | None,
