@@ -12,7 +12,20 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from benchmarks import choice, contract, cpu_int8, hard, memory, peers, recipe, scale, startup, strategies, tables
+from benchmarks import (
+    adaptation,
+    choice,
+    contract,
+    cpu_int8,
+    hard,
+    memory,
+    peers,
+    recipe,
+    scale,
+    startup,
+    strategies,
+    tables,
+)
 from benchmarks.rows import RESULTS, Row, append
 
 SUITES: dict[str, Callable[[bool], Iterator[Row]]] = {
@@ -21,6 +34,7 @@ SUITES: dict[str, Callable[[bool], Iterator[Row]]] = {
     "scale": scale.run,
     "recipe": recipe.run,
     "strategies": strategies.run,
+    "adaptation": adaptation.run,
     "choice": choice.run,
     "choice_time": choice.run_time,
     "cpu_int8": cpu_int8.run,

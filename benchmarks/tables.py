@@ -182,6 +182,16 @@ def _peers(row: Row) -> list[str]:
     ]
 
 
+def _adaptation(row: Row) -> list[str]:
+    v = row["values"]
+
+    def cell(name: str) -> str:
+        return f"{v[name]:.3f} ({v[name + '_sd']:.3f})" if name in v else "-"
+
+    methods = [cell(name) for name in ("none", *_ADAPTATIONS)]
+    return [row["case"], *methods, f"**{cell('chosen')}** {v['kept']}", cell("oracle")]
+
+
 def _drop(v: dict[str, Any]) -> str:
     return f"{v['drop_pp']:+.2f} ({v['drop_low_pp']:+.2f} to {v['drop_high_pp']:+.2f})"
 
@@ -253,6 +263,7 @@ def _percent(value: Any) -> str:
     return f"{100 * value:.1f} %"
 
 
+_ADAPTATIONS = ("standardise", "mmd", "jmmd", "coral", "dann", "cdan", "mcc")
 _TABLES: dict[str, tuple[list[str], Callable[[Row], list[str]]]] = {
     "startup": (["command", "runs", "median, s", "worst, s", "limit, s", "heavy modules loaded"], _startup),
     "memory": (["work", "MB (few images)", "MB (many)", "growth", "baseline MB"], _memory),
@@ -292,6 +303,10 @@ _TABLES: dict[str, tuple[list[str], Callable[[Row], list[str]]]] = {
         _choice,
     ),
     "choice_time": (["data, networks", "images", "forward passes, s", "rank, s", "ratio"], _choice_time),
+    "adaptation": (
+        ["source > target", "source only", *_ADAPTATIONS, "chosen without target labels", "oracle"],
+        _adaptation,
+    ),
     "contract": (
         [
             *("network", "fp32 accuracy", "verdict (drop on val, n)", "drop on val + test, points", "n", "agreement"),

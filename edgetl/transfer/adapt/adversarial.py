@@ -43,7 +43,7 @@ class _Reverse(torch.autograd.Function):
 
 def reverse(x: torch.Tensor, factor: float) -> torch.Tensor:
     """`x`, whose gradient comes back times -factor (Ganin et al. 2016, eq. 13 and 14)."""
-    return _Reverse.apply(x, factor)  # type: ignore[no-any-return, no-untyped-call]  # autograd functions have no types
+    return _Reverse.apply(x, factor)  # type: ignore[no-any-return]  # autograd functions have no types
 
 
 class Discriminator(nn.Sequential):

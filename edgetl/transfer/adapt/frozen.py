@@ -192,7 +192,7 @@ def _descend(
         total = total + penalty * (head.weight @ bottleneck.weight).square().sum()
         total = total + weight_of(method) * loss(*codes, step / STEPS)
         optimizer.zero_grad(set_to_none=True)
-        total.backward()  # type: ignore[no-untyped-call]
+        total.backward()
         nn.utils.clip_grad_norm_(parameters, CLIP)
         optimizer.step()
         monitor.progress(f"adapt: {method}", step + 1, STEPS)
