@@ -38,7 +38,9 @@ class Fingerprints:
     @property
     def flat(self) -> npt.NDArray[np.bool_]:
         """Which images show nothing, bool (N,): their hash is that of their noise."""
-        return np.asarray(self.thumbs[:, 0].std(axis=(1, 2)) < FLAT)
+        # Block by block: the deviations of all pictures of a large set at once would fill memory.
+        blocks = (self.thumbs[i : i + 4096, 0].std(axis=(1, 2)) < FLAT for i in range(0, len(self), 4096))
+        return np.concatenate([np.zeros(0, bool), *blocks])
 
 
 def fingerprint(pixels: Pixels) -> Fingerprint:

@@ -27,7 +27,7 @@ DRAWN = 4000  # pairs a class from which its chance is learned
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
-Thumbs = npt.NDArray[np.float32]
+Thumbs = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -113,16 +113,23 @@ def _chance(prints: Fingerprints, thumbs: Thumbs, rows: Ints, images: int, rng: 
 
 
 def _views(prints: Fingerprints) -> tuple[Thumbs, Thumbs, Thumbs]:
-    """The small pictures of the three views as vectors of mean 0 and length 1, each float32 (N, 16, 16)."""
-    thumbs = prints.thumbs.astype(np.float32)
-    thumbs -= thumbs.mean(axis=(2, 3), keepdims=True)
-    thumbs /= np.maximum(np.sqrt((thumbs**2).sum(axis=(2, 3), keepdims=True)), 1e-6)
+    """The small pictures of the three views, each uint8 (N, 16, 16)."""
+    thumbs = prints.thumbs
     return thumbs[:, 0], thumbs[:, 0, :, ::-1], thumbs[:, 1]
 
 
 def _correlation(left: Thumbs, right: Thumbs, rows: Ints, others: Ints) -> Floats:
+    """Of each pair, float64 (len(rows),); few at a time, since as vectors all pictures of a large set fill memory."""
     out = np.empty(len(rows))
-    for start in range(0, len(rows), 1 << 16):
-        part = slice(start, start + (1 << 16))
-        out[part] = np.einsum("nhw,nhw->n", left[rows[part]], right[others[part]])
+    for start in range(0, len(rows), 1 << 12):
+        part = slice(start, start + (1 << 12))
+        out[part] = np.einsum("nhw,nhw->n", _vectors(left[rows[part]]), _vectors(right[others[part]]))
     return out
+
+
+def _vectors(thumbs: Thumbs) -> npt.NDArray[np.float32]:
+    """Pictures as vectors of mean 0 and length 1, float32 (N, 16, 16)."""
+    vectors = thumbs.astype(np.float32)
+    vectors -= vectors.mean(axis=(1, 2), keepdims=True)
+    vectors /= np.maximum(np.sqrt((vectors**2).sum(axis=(1, 2), keepdims=True)), 1e-6)
+    return vectors
