@@ -193,6 +193,7 @@ def _show(console: Console, result: dict[str, Any]) -> None:
                 name, f"{found['accuracy']:.3f}", f"{low:.3f} - {high:.3f}", f"{found['macro_f1']:.3f}", str(found["n"])
             )
     console.print(table)
+    console.print(result["selection"]["why"], soft_wrap=True)
     if found := result.get("adaptation"):
         kept = "source-only" if found["kept"] == "none" else found["kept"]
         console.print(f"{found['n_unlabelled']} unlabelled images; kept: {kept}: {found['why']}", soft_wrap=True)
