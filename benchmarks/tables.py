@@ -234,7 +234,9 @@ def _choice(row: Row) -> list[str]:
     v = row["values"]
     taus = ["-" if v["tau"][score] is None else f"{v['tau'][score]:+.2f}" for score in SCORES]
     first, best = v["first"], f"{v['best']}, {_percent(v['best_accuracy'])}"
-    regrets = f"**{v['regret_pp']['probe_accuracy']:.1f}** ({v['regret_pp']['logme']:.1f})"
+    regrets = (
+        f"**{v['regret_pp']['rank']:.1f}** ({v['regret_pp']['probe_accuracy']:.1f}, {v['regret_pp']['logme']:.1f})"
+    )
     return [v["data"], str(v["networks"]), *taus, first, best, regrets, str(v["n_test"])]
 
 
@@ -298,7 +300,7 @@ _TABLES: dict[str, tuple[list[str], Callable[[Row], list[str]]]] = {
     "choice": (
         [
             *("data", "networks", "tau: probe", "tau: LogME", "tau: H-score", "tau: kNN", "first choice"),
-            *("best when fine-tuned", "points lost by the probe's first choice (LogME's)", "test images"),
+            *("best when fine-tuned", "points that the first choice loses (the probe's, LogME's)", "test images"),
         ],
         _choice,
     ),
