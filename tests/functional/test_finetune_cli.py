@@ -148,14 +148,6 @@ def test_bad_input_is_one_line_and_leaves_nothing(tmp_path: Path, folder: Path) 
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize("option", ["--adapt"])
-def test_options_of_later_versions_are_refused(tmp_path: Path, folder: Path, option: str) -> None:
-    done = runner.invoke(app, ["finetune", str(folder), "--to", str(tmp_path / "b"), option, "1"])
-    assert done.exit_code == 2
-    assert "No such option" in done.stderr
-    assert not (tmp_path / "b").exists()
-
-
 @pytest.mark.data
 @pytest.mark.slow
 def test_fine_tuning_beats_the_probe_on_real_images(tmp_path: Path, samples: Path, mobilenet_weights: Path) -> None:
