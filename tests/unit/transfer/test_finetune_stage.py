@@ -61,7 +61,8 @@ def test_each_strategy_makes_a_whole_bundle(tmp_path: Path, folder: Path, source
     assert all(check.ok for check in bundle.check_files())
     assert not work_dir(tmp_path / "b").exists()
     assert json.loads(json.dumps(result)) == result
-    trained = not frozen
+    # auto trains nothing where the probe is right on all of val
+    trained = not frozen and (strategy != "auto" or result["linear_probe"]["accuracy"] < 1)
     assert (bundle.path / "runs" / "finetune.jsonl").exists() == trained
     assert any(bundle.path.glob("runs/tensorboard/1/events*")) == trained
 
@@ -198,7 +199,7 @@ def test_interrupted_in_any_phase_it_resumes_to_the_same_bytes(
         ("classifiers", {"strategy": "auto"}),
         ("epoch 2", {"strategy": "gradual"}),
         ("epoch 2", {"keep": "delta"}),
-        pytest.param("epoch 2", {"keep": "l2sp", "strategy": "auto"}, marks=pytest.mark.slow),
+        pytest.param("epoch 2", {"keep": "l2sp", "strategy": "full"}, marks=pytest.mark.slow),
         ("epoch 1", {"teacher": True}),
         pytest.param("validate", {"teacher": True, "keep": "bss"}, marks=pytest.mark.slow),
     ],
