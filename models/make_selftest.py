@@ -41,7 +41,8 @@ def painted(label: str, rng: np.random.Generator, size: int = 40) -> npt.NDArray
     }
     colour = rng.uniform(60, 110, 3)
     pixels = 128 + waves[label][:, :, None] * colour + rng.normal(0, 12, (size, size, 3))
-    return np.clip(pixels, 0, 255).astype(np.uint8)
+    out: npt.NDArray[np.uint8] = np.clip(pixels, 0, 255).astype(np.uint8)
+    return out
 
 
 def paint(folder: Path, n: int, seed: int) -> None:
@@ -75,7 +76,7 @@ def train(model: torch.nn.Module, steps: int, seed: int) -> float:
         inputs = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
         loss = F.cross_entropy(model(inputs), torch.from_numpy(targets))
         optimiser.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]  # torch's own
         optimiser.step()
     return float(loss.detach())
 
@@ -84,11 +85,17 @@ def bundle(work: Path, steps: int, seed: int) -> Path:
     """Train, adopt, export for each target; the finished bundle."""
     model = network(seed)
     print(f"loss after {steps} steps: {train(model, steps, seed):.4f}")
-    names = {"input_names": ["image"], "output_names": ["logits"]}
     axes = {"image": {0: "batch"}, "logits": {0: "batch"}}
     example = torch.zeros(1, 3, SIZE, SIZE)
     torch.onnx.export(
-        model.eval(), (example,), work / "net.onnx", dynamo=False, opset_version=13, dynamic_axes=axes, **names
+        model.eval(),
+        (example,),
+        work / "net.onnx",
+        dynamo=False,
+        opset_version=13,
+        dynamic_axes=axes,
+        input_names=["image"],
+        output_names=["logits"],
     )
     (work / "labels.txt").write_text("\n".join(LABELS) + "\n")
     spec = {"size": SIZE, "resize": 36, "mean": [0.5] * 3, "std": [0.5] * 3}

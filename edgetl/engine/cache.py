@@ -1,7 +1,7 @@
 """Engines by key, shared by all bundles of a machine: what was built once is not built again. Python 3.8.
 
-    <folder>/<key12>.plan    exactly TensorRT's bytes
-    <folder>/<key12>.json    its record (key, layers, ...) and sha256; written last, so it stands for a whole plan
+<folder>/<key12>.plan    exactly TensorRT's bytes
+<folder>/<key12>.json    its record (key, layers, ...) and sha256; written last, so it stands for a whole plan
 """
 
 from __future__ import annotations

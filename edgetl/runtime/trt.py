@@ -30,8 +30,8 @@ class TrtBackend:
     """An engine file on one GPU. Buffers for the largest batch are made once and used by each run.
 
     `cuda_graph`: the engine's kernels are recorded once and then launched with one call, which matters for
-    tiny networks; another batch size is recorded anew. `mapped`: buffers lie in memory that CPU and GPU share, so nothing is
-    copied; on a Jetson, where both have the same DRAM, that is the faster way, on a PC the slower.
+    tiny networks; another batch size is recorded anew. `mapped`: buffers lie in memory that CPU and GPU share,
+    so nothing is copied; on a Jetson, where both have the same DRAM, that is the faster way, on a PC the slower.
     Raises BackendError: no TensorRT, no GPU, a plan made for another TensorRT or GPU, one that is not a
     one-input, one-output classifier.
     """

@@ -15,8 +15,23 @@ HEAVY = (
     "torch", "torchvision", "onnx", "onnxruntime", "onnxscript", "onnxslim", "onnx_graphsurgeon", "tensorrt",
     "tensorrt_rtx", "modelopt", "sklearn", "scipy", "matplotlib", "tensorboard", "safetensors", "numpy", "PIL",
 )  # fmt: skip
-COMMANDS = ("demo", "finetune", "adopt", "export", "build", "bench", "rank", "domains", "classify", "inspect", "verify", "doctor")
-DEVICE_SIDE = ("errors", "spec", "target", "monitor", "stats", "bundle", "images", "runtime", "measure", "engine")
+COMMANDS = (
+    "demo", "finetune", "pretrain", "adopt", "export", "build", "bench", "rank", "domains", "classify", "inspect",
+    "verify", "deploy", "doctor",
+)  # fmt: skip
+DEVICE_SIDE = (
+    "errors",
+    "spec",
+    "target",
+    "monitor",
+    "stats",
+    "bundle",
+    "images",
+    "runtime",
+    "measure",
+    "engine",
+    "device",
+)
 FOREIGN = (
     "torch",
     "torchvision",

@@ -170,20 +170,21 @@ def test_whichever_call_fails_it_is_named_and_nothing_leaks(
     seen = set()
     for n in range(1, 40):
         library.double_fail_after(n)
-        backend = None
+        backend, said = None, ""
         try:
             backend = make(cuda_graph, mapped)
             backend.run(images(2))
         except BackendError as error:
-            seen.add(error.what)
-            assert error.what.startswith("CUDA failed in cuda") and "2 cudaErrorMemoryAllocation" in error.value
+            said = error.what
+            seen.add(said)
+            assert said.startswith("CUDA failed in cuda") and "2 cudaErrorMemoryAllocation" in error.value
         else:
             break  # more calls than there are
         finally:
             library.double_fail_after(-1)
             if backend is not None:
                 backend.close()
-        assert library.double_live() == 0, error.what
+        assert library.double_live() == 0, said
     else:
         raise AssertionError("never came to the end")
     common = {"cudaSetDevice", "cudaStreamCreateWithFlags", "cudaEventCreate", "cudaStreamSynchronize"}
