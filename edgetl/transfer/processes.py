@@ -185,7 +185,7 @@ def joined(device: str = "auto") -> Iterator[Group]:
         yield ALONE
         return
     from lightning_fabric import Fabric  # here: it takes two seconds, and most runs have one process
-    from lightning_fabric.strategies import DDPStrategy
+    from lightning_fabric.strategies.ddp import DDPStrategy
 
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # importing it set it to INFO
     strategy = DDPStrategy(timeout=PATIENCE)
