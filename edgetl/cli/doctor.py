@@ -6,11 +6,11 @@ import os
 import platform
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgetl.cli.console import JsonFlag, OutOption, session
+from edgetl.cli.console import JsonFlag, OutOption, Session, session
 from edgetl.errors import EdgetlError
 
 if TYPE_CHECKING:
@@ -18,22 +18,52 @@ if TYPE_CHECKING:
 
     from edgetl.engine import Finding
 
-EXAMPLES = "Example:  edgetl doctor --json > doctor.json    (send it along with a bug report)"
+EXAMPLES = (
+    "Examples:  edgetl doctor --json > doctor.json    (send it along with a bug report)        "
+    "edgetl doctor --device user@orin"
+)
 
 _ROOM_GB = 2.0  # a bundle of a large backbone with its engines and calibration work
 _MEMORY_MB = 4000  # torch and one backbone in training, with room
 
 
-def doctor(ctx: typer.Context, as_json: JsonFlag = False, out: OutOption = None) -> None:
+DeviceOption = Annotated[
+    str | None, typer.Option(help="Ask a Jetson over SSH instead, before any minute is lost.", metavar="[USER@]HOST")
+]
+PortOption = Annotated[int | None, typer.Option(help="Of sshd (default: your ssh config's).", min=1, max=65535)]
+SshConfigOption = Annotated[Path | None, typer.Option(help="Another ssh config (ssh -F).", metavar="FILE")]
+
+
+def doctor(
+    ctx: typer.Context,
+    device: DeviceOption = None,
+    port: PortOption = None,
+    ssh_config: SshConfigOption = None,
+    as_json: JsonFlag = False,
+    out: OutOption = None,
+) -> None:
     """Show what this machine can train, run and build, and what to do about what it cannot.
 
-    Every runtime is really loaded: a provider that is merely listed counts for nothing. Always exits 0.
+    Every runtime is really loaded: a provider that is merely listed counts for nothing. With --device: what a
+    board will and will not do, and why. Exits 0 whatever it finds; 1 where the device cannot be reached.
     """
     with session(ctx, as_json, out) as run:
         from edgetl.engine import survey
 
+        if device is not None:
+            _device(run, device, port, ssh_config)
+            return
         findings = [_python(), *_torch(), *_onnxruntime(), *survey(), _memory(), _disk(Path.cwd())]
         run.done({"rows": [f.as_json() for f in findings]}, show=lambda console: _show(console, findings))
+
+
+def _device(run: Session, host: str, port: int | None, config: Path | None) -> None:
+    from edgetl.deploy.upkeep import advice
+    from edgetl.engine import Finding
+
+    told = advice(host, port, ("-F", str(config)) if config is not None else ())
+    findings = [Finding(**row) for row in told["rows"]]
+    run.done(told, show=lambda console: _show(console, findings))
 
 
 def _python() -> Finding:

@@ -32,6 +32,13 @@ def status(bundle: Path, host: str, options: DeployOptions) -> Answer:
     return {"host": host, "probe": probe, "advice": told["advice"], "state": state, "shown": shown}
 
 
+def advice(host: str, port: int | None = None, ssh: tuple[str, ...] = ()) -> Answer:
+    """{"host", "rows": doctor's rows, "probe"}: what a device will and will not do. Raises ConnectionLost."""
+    with Connection(host, port, options=ssh) as connection:
+        told = Device(connection, "probe", app.build_app()).call("probe")
+    return {"host": host, "rows": told["advice"], "probe": told["probe"]}
+
+
 def rollback(bundle: Path, host: str, options: DeployOptions) -> Answer:
     """{"host", "current", "previous", "shown"}. Raises EdgetlError where there is no release to go back to."""
     with Connection(host, options.port, options.timeout_s, options.ssh) as connection:

@@ -268,3 +268,11 @@ def test_an_inventory_goes_on_where_one_host_fails(board: Device, bundle: Path, 
     first, second = json.loads(done.stdout)["hosts"]
     assert first["installed"]["precision"] == "int8" and "error" in second
     assert "no device of this name" in second["error"]["what"]
+
+
+def test_doctor_asks_a_device(board: Device) -> None:
+    found = answer(edgetl("doctor", "--device", "board", "--ssh-config", board.config, "--json"))
+    rows = {row["name"]: row for row in found["rows"]}
+    assert rows["TensorRT"]["ok"] is False and rows["TensorRT"]["do"]
+    assert rows["Python"]["ok"] is True
+    assert found["probe"]["python"]["version"] == sys.version.split()[0]
