@@ -16,7 +16,7 @@ from torchvision import models
 
 from edgetl.bundle import Bundle
 from edgetl.errors import WeightsError
-from edgetl.images import Dataset, ReadOptions, read_data
+from edgetl.images import Dataset, ReadOptions, Sample, read_data
 from edgetl.monitor import Monitor
 from edgetl.spec import Preprocess
 from edgetl.transfer import FinetuneOptions, backbones, finetune, recipe, train, weights
@@ -171,13 +171,14 @@ def test_out_of_training_there_are_the_main_logits_alone() -> None:
 def test_the_loss_is_the_main_one_and_the_weighted_others(tmp_path: Path, data: Dataset) -> None:
     trainer, targets = _trainer(data, tmp_path), torch.tensor([0, 1, 1, 0])
     outputs = [torch.randn(4, 2) for _ in range(3)]
+    batch = [Sample("", int(target), "") for target in targets]
 
     def expected(logits: torch.Tensor) -> torch.Tensor:
         return functional.cross_entropy(logits, targets, torch.tensor([0.5, 1.5]), label_smoothing=0.1)
 
     main, *others = (expected(o) for o in outputs)
-    assert torch.equal(trainer._loss(outputs[:1], targets), main)
-    torch.testing.assert_close(trainer._loss(outputs, targets), main + 0.5 * (others[0] + others[1]))
+    assert torch.equal(trainer._loss(outputs[:1], targets, batch), main)
+    torch.testing.assert_close(trainer._loss(outputs, targets, batch), main + 0.5 * (others[0] + others[1]))
 
 
 def test_auxiliary_heads_learn_as_fast_as_the_head_and_keep_their_norms_running(tmp_path: Path, data: Dataset) -> None:
