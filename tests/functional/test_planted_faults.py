@@ -1,8 +1,9 @@
 """A fault planted into the way to INT8, and the guard refuses what comes out: exit 3, the graph kept as not meeting.
 
-The network is real and so is what it sees: the embedded backbone fine-tuned on scanned digits, each in red and in
-blue, so that a digit's colour is half of its class. Faults are planted with --rescue none: the ladder would leave a
-damaged layer in float, which is its work and not the guard's.
+The network is real and so is what it sees: a linear probe on the embedded backbone and scanned digits, each in red and
+in blue, so that a digit's colour is half of its class. (Fine-tuned, its margins shrug off any one scale that is ten
+times too large: at most .2 points of 500 images, measured tensor by tensor.) Faults are planted with --rescue none:
+the ladder would leave a damaged layer in float, which is its work and not the guard's.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def tinted(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 to = folder / "digits" / split / f"{digit}-{tint}"
                 to.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(np.rint(pixels * factors).astype(np.uint8)).save(to / path.name)
-    words = ["--weights", "embedded", "--epochs", "8"]
+    words = ["--weights", "embedded", "--strategy", "linear-probe"]
     run("finetune", folder / "digits", "--to", folder / "bundle", *words)
     return folder / "bundle"
 
@@ -73,7 +74,7 @@ def export(bundle: Path, to: Path, code: int, *words: object) -> dict[str, Any]:
 def test_the_untouched_graph_passes(tinted: Path, tmp_path: Path) -> None:
     guard = export(tinted, tmp_path / "b", 0)
     assert guard["verdict"] in ("met", "unresolved")
-    assert guard["agreement"] > 0.97 and guard["n"] == 500
+    assert guard["agreement"] > 0.93 and guard["n"] == 500
 
 
 def too_large(self: Calibrated, method: str, honest: Any = Calibrated.ranges) -> dict[str, float]:
@@ -115,4 +116,4 @@ def swapped(
 def test_swapped_channels(tinted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(qdq, "inserted", swapped)
     guard = export(tinted, tmp_path / "b", 3)
-    assert guard["verdict"] == "not_met" and guard["drop_pp"] > 50
+    assert guard["verdict"] == "not_met" and guard["drop_pp"] > 20

