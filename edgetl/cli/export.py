@@ -236,7 +236,8 @@ def _show_guard(console: Console, result: dict[str, Any]) -> None:
         )
     worst = guard["worst_class"]
     console.print(f"Worst class {worst['label']} {worst['drop_pp']:+.1f} points; evidence: {guard['evidence']}")
-    if guard["verdict"] == "unresolved":
+    # None: a drop of nothing at all, which no number of images can tell from a little.
+    if guard["verdict"] == "unresolved" and guard["n_needed"] is not None:
         console.print(f"about {guard['n_needed']} images would resolve it (--guard-data)")
     graph = next((a for a in result["artifacts"] if a["kind"] == "graph" and a["precision"] == "int8"), None)
     if graph is not None and graph["int8_macs_share"] is not None:
