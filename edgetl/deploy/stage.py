@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from edgetl.deploy.emit.served import plain_name
 from edgetl.deploy.proof import Proof, proof
 from edgetl.deploy.remote import Answer, Device
 from edgetl.deploy.ssh import Connection
-from edgetl.deploy.steps import DONE, FAILED, PLANNED, SKIPPED, Plan, Steps, fastest, plan
+from edgetl.deploy.steps import FAILED, PLANNED, SKIPPED, Plan, Steps, fastest, plan
 from edgetl.errors import BackendError, ContractUnmet, EdgetlError, InputError
 from edgetl.monitor import SILENT, Monitor
 from edgetl.spec import BatchProfile, Precision, Profile
@@ -286,9 +287,4 @@ def keep_rows(bundle: Bundle, host: str, rows: list[Any], result: Answer) -> Non
 
 
 def _now() -> str:
-    import time
-
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-
-
-__all__ = ["DONE", "PROVE", "DeployOptions", "deploy"]

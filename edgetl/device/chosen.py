@@ -6,11 +6,13 @@ an error that names what is there.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Callable, Dict, List, Mapping, Optional
 
 from edgetl.bundle import Bundle
+from edgetl.device.store import SERVE
 from edgetl.errors import BackendError, BundleError, EdgetlError
 from edgetl.measure import evidence
 from edgetl.runtime import Backend, cudart
@@ -68,11 +70,22 @@ class Wish:
 
 def choose(bundle: Bundle, wish: Wish) -> Chosen:
     """The one file that `wish` names. Raises BundleError (none, or several), BackendError (none for this device)."""
-    found = choose_all(bundle, wish)
+    found = choose_all(bundle, as_served(bundle, wish))
     if len({c.precision for c in found}) > 1:
         there = ", ".join(sorted(str(c.precision) for c in found))
         raise BundleError("the bundle has several precisions", there, "choose one with --precision")
     return found[-1]
+
+
+def as_served(bundle: Bundle, wish: Wish) -> Wish:
+    """`wish`, where it names no precision, with that of the variant that a deploy found best on this device."""
+    try:
+        serve = json.loads((bundle.path / SERVE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return wish
+    if wish.precision is not None or not isinstance(serve, dict) or serve.get("backend") != wish.backend:
+        return wish
+    return replace(wish, precision=serve["precision"], profile=wish.profile or serve["profile"])
 
 
 def choose_all(bundle: Bundle, wish: Wish) -> List[Chosen]:

@@ -97,7 +97,7 @@ def test_what_lies_on_the_device_is_private_and_tells_nothing_of_the_pc(board: D
             assert secret.encode() not in data, (path, secret)
     classified = subprocess.run(
         [sys.executable, str(root / "app.pyz"), "classify", str(root / "current"), "--backend", "onnxruntime",
-         "--precision", "int8", *map(str, sorted((root / "current").rglob("golden/images/*"))[:2])],
+         *map(str, sorted((root / "current").rglob("golden/images/*"))[:2])],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     found = json.loads(classified.stdout)["predictions"]
@@ -240,8 +240,10 @@ def test_no_permission_and_a_missing_runtime_are_said(board: Device, bundle: Pat
     assert done.returncode == 1 and "trt" in done.stderr  # the bundle has cpu graphs only
     done = edgetl("deploy", bundle)
     assert done.returncode == 1 and "wants a host" in done.stderr
-    done = edgetl("deploy", bundle, "-oProxyCommand=touch /tmp/never")
-    assert done.returncode in (1, 2)
+    for host in (f"-oProxyCommand=touch {bundle}.never", f"board;touch {bundle}.never"):
+        done = edgetl("deploy", bundle, "--ssh-config", board.config, "--backend", "onnxruntime", "--", host)
+        assert done.returncode == 1 and "not a host" in done.stderr
+    assert not bundle.with_name(bundle.name + ".never").exists()
 
 
 def test_a_missed_contract_is_not_deployed(board: Device, bundle: Path) -> None:

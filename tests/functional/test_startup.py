@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from edgetl.deploy.app import DEVICE_SIDE as TRAVELS
+
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY = (
     "torch", "torchvision", "onnx", "onnxruntime", "onnxscript", "onnxslim", "onnx_graphsurgeon", "tensorrt",
@@ -19,19 +21,7 @@ COMMANDS = (
     "demo", "finetune", "pretrain", "adopt", "export", "build", "bench", "rank", "domains", "classify", "inspect",
     "verify", "deploy", "doctor",
 )  # fmt: skip
-DEVICE_SIDE = (
-    "errors",
-    "spec",
-    "target",
-    "monitor",
-    "stats",
-    "bundle",
-    "images",
-    "runtime",
-    "measure",
-    "engine",
-    "device",
-)
+DEVICE_SIDE = tuple(name for name in TRAVELS if name != "__init__")
 FOREIGN = (
     "torch",
     "torchvision",

@@ -10,23 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from edgetl.deploy.app import DEVICE_SIDE as TRAVELS
+
 PACKAGE = Path(__file__).resolve().parents[2] / "edgetl"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 # What a Jetson imports: JetPack 5 has Python 3.8.
-DEVICE_SIDE = (
-    "errors",
-    "spec",
-    "target",
-    "monitor",
-    "protocol",
-    "stats",
-    "bundle",
-    "images",
-    "runtime",
-    "measure",
-    "engine",
-    "device",
-)
+DEVICE_SIDE = tuple(name for name in TRAVELS if name != "__init__")
 
 
 def name(path: Path) -> str:
