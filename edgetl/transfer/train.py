@@ -253,12 +253,13 @@ class Trainer:
         temporary = self._file.with_suffix(".tmp")
         with disk_errors(self._file):
             try:
-                with temporary.open("wb") as stream:
-                    torch.save(state, stream)
-                    stream.flush()
+                # By name: torch writes to an open file from a destructor too, where Ctrl-C has closed it meanwhile, and
+                # an error in a destructor ends the process.
+                torch.save(state, temporary)
+                with temporary.open("rb+") as stream:
                     os.fsync(stream.fileno())
             except RuntimeError as error:
-                # torch ends the archive on the way out and raises anew, over the full disk or the Ctrl-C that came.
+                # torch ends the archive on the way out and raises anew, over the Ctrl-C that came.
                 if isinstance(error.__context__, OSError | KeyboardInterrupt):
                     raise error.__context__ from None
                 raise DiskError("the training state could not be written", f"{self._file} ({error})") from error
