@@ -1,3 +1,4 @@
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -145,3 +146,27 @@ def test_judge_is_accuracy_and_cross_entropy() -> None:
     accuracy, loss = train.judge(logits, np.array([0, 1, 1]))
     assert accuracy == pytest.approx(2 / 3)
     assert loss == pytest.approx((2 * np.log1p(np.exp(-5)) + np.log1p(np.exp(5))) / 3, abs=1e-5)
+
+
+def test_ctrl_c_where_torch_closes_the_state_file_does_not_end_the_process(
+    tmp_path: Path, data: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a fork: torch's archive, left open, is ended by its destructor, and an error there is std::terminate."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    for writer in ("_open_zipfile_writer_file", "_open_zipfile_writer_buffer"):
+        monkeypatch.setattr(getattr(torch.serialization, writer), "__exit__", interrupt)
+    trainer = _trainer(data, tmp_path, _recipe())
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            trainer._save()
+        except KeyboardInterrupt:
+            code = 130
+        os._exit(code)  # the error is gone by now, and the archive with it
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 130
+    assert not (tmp_path / "state.pt").exists()
