@@ -3,7 +3,7 @@
 from edgetl.bench.candidate import Candidate
 from edgetl.bench.compare import Change, changes
 from edgetl.bench.fail_if import Condition, check_all, parse
-from edgetl.bench.protocol import BenchData, BenchOptions, bench
+from edgetl.bench.protocol import BenchData, BenchOptions, Outcome, bench
 from edgetl.measure.evidence import latency_evidence
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "Candidate",
     "Change",
     "Condition",
+    "Outcome",
     "bench",
     "changes",
     "check_all",

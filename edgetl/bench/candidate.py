@@ -14,6 +14,7 @@ class Candidate:
 
     `latency_evidence`: one of runtime.EVIDENCE, or None where a time here would mean nothing.
     `input`: the graph's input kind, "float32" or "uint8".
+    `temperature`: what the graph divides its own logits by (`export --calibrated`), 1 for none.
     `size_bytes`: of the file that would travel. `graph_sha256`, `engine_key`: None where there is no such file.
     """
 
@@ -27,6 +28,7 @@ class Candidate:
     graph_sha256: str | None = None
     engine_key: str | None = None
     input: str = "float32"
+    temperature: float = 1.0
 
     @property
     def name(self) -> str:

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgetl.bench.candidate import Candidate
 from edgetl.errors import BackendError, DataError, EdgetlError
 from edgetl.images import Sample, stream
 from edgetl.measure import Paired, Task, predict_each
+from edgetl.measure.answers import Answers, of_outputs
 from edgetl.measure.environment import environment
 from edgetl.measure.latency import Clock, Effort
 from edgetl.measure.memory import peak_of
@@ -21,6 +22,12 @@ from edgetl.measure.timing import Times, encoded_pool, time_backends
 from edgetl.monitor import SILENT, Monitor
 from edgetl.runtime import Backend
 from edgetl.spec import Preprocess
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    Logits = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -51,6 +58,14 @@ class BenchOptions:
     clock: Clock = time.perf_counter
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """`result`: the JSON object of cli.md. `answers`: what every candidate and the reference said to each image."""
+
+    result: dict[str, Any]
+    answers: Answers
+
+
 @dataclass
 class _Entry:
     """A candidate on its way through the bench; `error` ends it while the others go on."""
@@ -76,8 +91,8 @@ def bench(
     task: Task,
     options: BenchOptions = BenchOptions(),
     monitor: Monitor = SILENT,
-) -> dict[str, Any]:
-    """Measure `candidates` on `data` and return the JSON object of cli.md: a row for each and each batch size.
+) -> Outcome:
+    """Measure `candidates` on `data`: a row for each and each batch size, and what was answered to each image.
 
     Drops are against `reference`, which is scored even when it is not among the candidates. A candidate
     that fails has rows of status "failed" with its error, and the others stand. Raises DataError for the
@@ -88,14 +103,15 @@ def bench(
     with ExitStack() as closing:
         entries = [_open(candidate, closing) for candidate in candidates]
         base = next((e for e in entries if e.name == reference.name), None) or _open(reference, closing)
-        _score(entries, base, data, task, options, monitor)
+        answers = _score(entries, base, data, task, options, monitor)
         _time(entries, data, options, monitor)
     if options.memory:
         _weigh(entries, options, monitor)
     where = environment(options.threads)
     identity = str(where.pop("id"))
     rows = [_row(e, e is base, batch, identity, data) for e in entries for batch in options.batches]
-    return {"schema": SCHEMA, "environments": {identity: where}, "rows": [row.to_json() for row in rows]}
+    result = {"schema": SCHEMA, "environments": {identity: where}, "rows": [row.to_json() for row in rows]}
+    return Outcome(result, answers)
 
 
 def _open(candidate: Candidate, closing: ExitStack) -> _Entry:
@@ -110,7 +126,7 @@ def _open(candidate: Candidate, closing: ExitStack) -> _Entry:
 
 def _score(
     entries: list[_Entry], base: _Entry, data: BenchData, task: Task, options: BenchOptions, monitor: Monitor
-) -> None:
+) -> Answers:
     """Fill in metrics and paired: each image is decoded once and shown to every backend in turn."""
     scored = entries if base in entries else [*entries, base]
     seen = 0
@@ -134,6 +150,13 @@ def _score(
                 entry.paired = task.compare(outputs[base.name], outputs[entry.name], targets, options.seed)
             except ValueError as error:  # outputs that are no answer: not finite, or of another class count
                 entry.error = error
+    kept = {e.name: _untempered(e.candidate, outputs[e.name]) if e.error is None else None for e in scored}
+    return of_outputs(kept, base.name, data.split, data.samples, data.labels)
+
+
+def _untempered(candidate: Candidate, outputs: Logits) -> Logits:
+    """Outputs as if no calibration temperature were in the graph: variants are compared with each other."""
+    return outputs * candidate.temperature
 
 
 def _time(entries: list[_Entry], data: BenchData, options: BenchOptions, monitor: Monitor) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from pathlib import Path
@@ -75,17 +76,19 @@ def bench(
 
 
 def measured(run: Session, bundle: Bundle, wish: Wish, data: str | None, options: BenchOptions) -> dict[str, Any]:
-    """The JSON object of a bench, its rows kept in the bundle."""
+    """The JSON object of a bench; its rows and what was answered to each image are kept in the bundle."""
     from edgetl.bench import bench as measure
-    from edgetl.measure import task_of
+    from edgetl.measure import answers, task_of
 
     candidates, reference = pick(bundle, wish, run.monitor.say)
     images = images_of(bundle, data, run.monitor.say)
-    result = measure(candidates, reference, images, task_of(bundle.manifest), options, run.monitor)
+    found = measure(candidates, reference, images, task_of(bundle.manifest), options, run.monitor)
+    result = found.result
     at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     bundle.append_rows("bench", [json.dumps({"at": at, **row}, ensure_ascii=False) for row in result["rows"]])
     where = [{"at": at, "id": identity, **facts} for identity, facts in result["environments"].items()]
     bundle.append_rows("environments", [json.dumps(facts, ensure_ascii=False) for facts in where])
+    answers.write(bundle, dataclasses.replace(found.answers, at=at))
     return result
 
 

@@ -163,6 +163,7 @@ def _ort_candidate(bundle: Bundle, record: Record, provider: str, threads: int) 
         size_bytes=record["bytes"],
         graph_sha256=record["sha256"],
         input=record.get("input", "float32"),
+        temperature=record.get("temperature") or 1.0,
     )
 
 
@@ -194,9 +195,16 @@ def _tensorrt(bundle: Bundle, wish: Wish, say: Callable[[str], None]) -> list[Ca
                 graph_sha256=record["made_from"],
                 engine_key=_digest(key),
                 input=record["input"],
+                temperature=_temperature(bundle, record),
             )
         )
     return out
+
+
+def _temperature(bundle: Bundle, engine: Record) -> float:
+    """What the graph that an engine was made from has inside."""
+    made_from = bundle.artifacts("graph", sha256=engine["made_from"])
+    return float((made_from[-1].get("temperature") if made_from else None) or 1.0)
 
 
 def _digest(key: Record) -> str:

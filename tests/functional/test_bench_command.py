@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import Result
 from typer.testing import CliRunner
@@ -15,6 +16,7 @@ from edgetl.bundle import Bundle, NewArtifact, create, locked, sha256_file, writ
 from edgetl.cli import candidates
 from edgetl.cli.app import app
 from edgetl.images import ReadOptions, read_data, split_digest
+from edgetl.measure import answers
 from edgetl.measure.rows import rows_of
 from edgetl.runtime.cudart import Gpu
 from edgetl.spec import Preprocess
@@ -104,6 +106,26 @@ def test_rows_are_kept_and_the_bundle_is_untouched(make_bundle: Callable[..., Pa
     assert {line["environment"] for line in lines} <= known
     assert json.loads((tmp_path / "first.json").read_text()) == first
     assert sha256_file(bundle / "manifest.json") == before
+
+
+def test_answers_are_kept_and_replaced(make_bundle: Callable[..., Path]) -> None:
+    bundle = make_bundle()
+    rows = bench(bundle)["rows"]
+    first = answers.read(Bundle.open(bundle))
+    assert first is not None
+    assert [name + "-b1" for name in first.names] == [row["id"] for row in rows]
+    assert (first.reference, first.split, first.labels) == ("onnxruntime-cpu-fp32", "test", LABELS)
+    hits = (first.top == first.targets).mean(axis=1)
+    np.testing.assert_allclose(hits, [row["accuracy"] for row in rows])
+    flips = (first.top != first.top[0]).sum(axis=1)
+    assert flips.tolist() == [row["flips"] for row in rows]
+    lines = (bundle / "runs/bench.jsonl").read_text().splitlines()
+    assert json.loads(lines[-1])["at"] == first.at
+    bench(bundle, "--precisions", "int8", "--batch", "2")
+    second = answers.read(Bundle.open(bundle))
+    assert second is not None
+    assert second.names == ("onnxruntime-cpu-trt10-int8", "onnxruntime-cpu-fp32")
+    assert edgetl("verify", bundle).exit_code == 0
 
 
 def test_people_get_a_table(make_bundle: Callable[..., Path]) -> None:

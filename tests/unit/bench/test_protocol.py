@@ -14,7 +14,7 @@ import pytest
 from edgetl.bench import BenchData, BenchOptions, Candidate, bench, latency_evidence
 from edgetl.errors import BackendError, DataError
 from edgetl.images import ReadOptions, read_data, stream
-from edgetl.measure import TASKS, predict
+from edgetl.measure import TASKS, predict, softmax
 from edgetl.measure.latency import Effort
 from edgetl.measure.rows import Row, rows_of
 from edgetl.measure.timing import encoded_pool, time_backends
@@ -67,7 +67,7 @@ def candidate(path: Path, precision: str = "fp32", kind: type[OrtBackend] = OrtB
 
 
 def run(candidates: list[Candidate], data: BenchData, options: BenchOptions = QUICK, **how: object) -> list[Row]:
-    result = bench(candidates, candidates[0], data, TASK, options, **how)  # type: ignore[arg-type]
+    result = bench(candidates, candidates[0], data, TASK, options, **how).result  # type: ignore[arg-type]
     assert list(result) == ["schema", "environments", "rows"]
     rows = rows_of(result, "here")
     assert {row.environment for row in rows} == set(result["environments"])
@@ -137,11 +137,32 @@ def test_without_its_reference_a_bench_has_no_meaning(tiny_graph: MakeGraph, dat
 
 def test_a_reference_outside_the_candidates_is_scored_and_has_no_row(tiny_graph: MakeGraph, data: BenchData) -> None:
     reference, other = candidate(tiny_graph(seed=1)), candidate(tiny_graph(precision="int8"), "int8")
-    result = bench([other], reference, data, TASK, QUICK)
-    rows = rows_of(result, "here")
+    found = bench([other], reference, data, TASK, QUICK)
+    rows = rows_of(found.result, "here")
+    assert (found.answers.names, found.answers.reference) == ((other.name, reference.name), reference.name)
     assert [row.precision for row in rows] == ["int8"]
     assert rows[0].agreement is not None
     assert rows[0].agreement < 1.0  # other weights
+
+
+def test_answers_are_those_of_the_images(tiny_graph: MakeGraph, data: BenchData, tmp_path: Path) -> None:
+    path = tiny_graph()
+    sharp = replace(candidate(path, "int8"), temperature=4.0)
+    found = bench(
+        [candidate(path), sharp, candidate(tmp_path / "none.onnx", "bad")], candidate(path), data, TASK, QUICK
+    )
+    logits, targets = predict(OrtBackend(path), stream(data.root, data.samples, data.preprocess, 5))
+    answers = found.answers
+    assert answers.names == tuple(f"onnxruntime-cpu-trt10-{p}" for p in ("fp32", "int8", "bad"))
+    assert answers.seen.tolist() == [True, True, False]
+    assert answers.paths == tuple(sample.path for sample in data.samples)
+    np.testing.assert_array_equal(answers.targets, targets)
+    np.testing.assert_array_equal(answers.top, [logits.argmax(1), logits.argmax(1), [-1] * 12])
+    np.testing.assert_allclose(answers.top_probability[0], softmax(logits).max(1), rtol=1e-5)
+    # What the graph divides by inside is taken out again: here 4 where there was none, so answers are surer.
+    np.testing.assert_allclose(answers.top_probability[1], softmax(4 * logits).max(1), rtol=1e-5)
+    np.testing.assert_allclose(answers.target_probability[0], softmax(logits)[range(12), targets], rtol=1e-5)
+    assert np.isnan(answers.target_probability[2]).all()
 
 
 def test_no_images(tiny_graph: MakeGraph, data: BenchData) -> None:
