@@ -6,6 +6,7 @@ images is split, and the first process alone decides, writes and speaks.
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -128,6 +129,12 @@ class Launched(Group):
                 torch.distributed.all_reduce(parameter.grad)
                 parameter.grad /= self.size
 
+    def close(self) -> None:
+        """Let go of the connections, so that their threads end here and not in the interpreter's shutdown."""
+        self._talk = self._fabric = None  # type: ignore[assignment]  # nothing is asked of it any more
+        torch.distributed.destroy_process_group()
+        gc.collect()  # what a cycle still holds of them
+
     def whole_batch(self, rows: Sequence[int], total: int, real: Sequence[bool]) -> AbstractContextManager[Any]:
         """Statistics over all processes, masks of the whole batch."""
         return WholeBatch(rows, total, real, _Summed.apply)
@@ -202,4 +209,4 @@ def joined(device: str = "auto") -> Iterator[Group]:
         yield group
     # Only where all went well: after an error the others may be in the middle of something, and torchrun ends them.
     group.wait()
-    torch.distributed.destroy_process_group()
+    group.close()

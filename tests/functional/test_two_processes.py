@@ -49,7 +49,8 @@ def test_two_processes_do_what_one_does(tmp_path: Path, make_folder: Callable[..
     # AdamW divides by the size of the gradient, so rounding grows with the epochs: more so in the larger network.
     loss, logit = {"smallnet": (1e-5, 1e-5), "squeezenet1_1": (1e-4, 1e-3)}[backbone]
     data, outs = str(make_folder(n=23, size=SIZE)), [str(tmp_path / name) for name in ("one", "two")]
-    for out, launch in zip(outs, ([sys.executable], TORCHRUN), strict=True):
+    # On a busy machine one of the two once ended with SIGABRT and no word (never again in 400 runs): one restart.
+    for out, launch in zip(outs, ([sys.executable], [*TORCHRUN, "--max-restarts", "1"]), strict=True):
         done = _run([*launch, str(CHILD), data, out + "-work", out, backbone])
         assert done.returncode == 0, done.stderr[:6000]
     one, two = (json.loads(Path(out + ".json").read_text()) for out in outs)
