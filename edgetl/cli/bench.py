@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgetl.cli.candidates import BACKENDS, PRECISIONS, Wish, parse_names, pick
+from edgetl.cli.candidates import BACKENDS, PRECISIONS, PROVIDERS, Wish, parse_names, pick
 from edgetl.cli.console import JsonFlag, OutOption, Session, session
 
 if TYPE_CHECKING:
@@ -33,6 +33,10 @@ def bench(
     ] = None,
     backends: Annotated[
         str | None, typer.Option(metavar="B,...", help="Some of torch,onnxruntime,tensorrt. Default: all here.")
+    ] = None,
+    providers: Annotated[
+        str | None,
+        typer.Option(metavar="E,...", help="onnxruntime's: some of cpu,openvino,cuda,tensorrt. Default: all here."),
     ] = None,
     precisions: Annotated[
         str | None, typer.Option(metavar="P,...", help="Some of fp32,fp16,int8. Default: all there are.")
@@ -67,6 +71,7 @@ def bench(
             parse_names(precisions, PRECISIONS, "--precisions"),
             _profile(target),
             threads,
+            parse_names(providers, tuple(PROVIDERS), "--providers"),
         )
         conditions = [parse(text) for text in fail_if or []]
         earlier = _earlier(compare)

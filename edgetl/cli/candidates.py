@@ -17,18 +17,26 @@ if TYPE_CHECKING:
 
 BACKENDS = ("torch", "onnxruntime", "tensorrt")
 PRECISIONS = ("fp32", "fp16", "int8")
+PROVIDERS = {  # the name in `--providers`, and onnxruntime's own
+    "cpu": "CPUExecutionProvider",
+    "openvino": "OpenVINOExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+}
 ADOPTED = "source-graph"  # the artifact that `edgetl adopt` starts a bundle with
 Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Wish:
-    """What the user asked for. `backends` and `precisions` empty: all; `profile` None: all that the bundle has."""
+    """What the user asked for. `backends`, `precisions`, `providers` (onnxruntime's; names of PROVIDERS) empty:
+    all; `profile` None: all that the bundle has."""
 
     backends: tuple[str, ...] = ()
     precisions: tuple[str, ...] = ()
     profile: str | None = None
     threads: int = 0
+    providers: tuple[str, ...] = ()
 
     def wants(self, backend: str) -> bool:
         """Whether this backend is to be measured."""
@@ -55,7 +63,7 @@ def pick(bundle: Bundle, wish: Wish, say: Callable[[str], None]) -> tuple[list[C
         if wish.wants(candidate.backend) and _precision_wanted(candidate.precision, wish):
             found[candidate.backend].append(candidate)
     if wish.wants("onnxruntime"):
-        found["onnxruntime"] += _onnxruntime(bundle, wish)
+        found["onnxruntime"] += _onnxruntime(bundle, wish, say)
     if wish.wants("tensorrt"):
         found["tensorrt"] = _tensorrt(bundle, wish, say)
     for name in wish.backends:
@@ -69,7 +77,7 @@ def pick(bundle: Bundle, wish: Wish, say: Callable[[str], None]) -> tuple[list[C
     return candidates, origin[0]
 
 
-_CPU = "CPUExecutionProvider"
+_CPU = PROVIDERS["cpu"]
 _NEXT = {
     "torch": "the bundle has no checkpoint at this precision (an adopted graph has none)",
     "onnxruntime": "make the graphs with `edgetl export {path} --int8`",
@@ -134,9 +142,8 @@ def _adopted(bundle: Bundle, threads: int) -> list[Candidate]:
     return [_ort_candidate(bundle, {"precision": "fp32", **graphs[-1]}, _CPU, threads)]
 
 
-def _onnxruntime(bundle: Bundle, wish: Wish) -> list[Candidate]:
-    from edgetl.runtime.ort import TENSORRT, available_providers
-
+def _onnxruntime(bundle: Bundle, wish: Wish, say: Callable[[str], None]) -> list[Candidate]:
+    providers = _providers(wish.providers, say)
     graphs = newest_graphs(bundle, wish.profile, wish.precisions)
     if wish.profile and not graphs:
         there = ", ".join(f"{r['profile']}/{r['precision']}" for r in newest_graphs(bundle, None)) or "none"
@@ -144,9 +151,39 @@ def _onnxruntime(bundle: Bundle, wish: Wish) -> list[Candidate]:
     return [
         _ort_candidate(bundle, record, provider, wish.threads)
         for record in graphs
-        for provider in reversed(available_providers())
-        if not (provider == TENSORRT and record["profile"] == "cpu")
+        for provider in providers
+        if _suits(provider, record)
     ]
+
+
+def _providers(wanted: Sequence[str], say: Callable[[str], None]) -> list[str]:
+    """onnxruntime's names of the providers to measure, the CPU's first; none wanted: all that run here.
+
+    Raises BackendError with the reason where one was asked for and does not run. A plug-in that was installed
+    and does not run is spoken of; providers that are merely compiled in are not.
+    """
+    from edgetl.runtime.ort import OPENVINO, listed_providers, why_not
+
+    asked = [PROVIDERS[name] for name in wanted]
+    reasons = {provider: why_not(provider) for provider in asked or listed_providers()}
+    for provider, reason in reasons.items():
+        if reason is not None and asked:
+            raise reason
+        if reason is not None and provider == OPENVINO:
+            say(f"no row of {OPENVINO}: {reason}")
+    return [provider for provider in PROVIDERS.values() if provider in reasons and reasons[provider] is None]
+
+
+def _suits(provider: str, record: Record) -> bool:
+    """Whether a graph's arithmetic is one that this provider is for; onnxruntime's own CPU kernels run every graph.
+
+    TensorRT does not take the cpu profile's unsigned activations. OpenVINO runs Q/DQ and FP16 in its own way on a
+    CPU: neither fast as on a TensorRT device nor a simulation of it, which the CPU provider's row is.
+    """
+    on_cpus = record["profile"] == "cpu"
+    if provider == PROVIDERS["tensorrt"]:
+        return not on_cpus
+    return provider != PROVIDERS["openvino"] or on_cpus or record["precision"] == "fp32"
 
 
 def _ort_candidate(bundle: Bundle, record: Record, provider: str, threads: int) -> Candidate:

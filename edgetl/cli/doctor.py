@@ -92,17 +92,24 @@ def _onnxruntime() -> list[Finding]:
     from edgetl.engine import Finding, failed
 
     try:
-        from edgetl.runtime.ort import available_providers, listed_providers
+        from edgetl.runtime import openvino
+        from edgetl.runtime.ort import OPENVINO, listed_providers, why_not
 
-        listed, loading = listed_providers(), available_providers()
+        reasons = {provider: why_not(provider) for provider in listed_providers()}
     except EdgetlError as error:
         return [failed("ONNX Runtime", error)]
+    if OPENVINO not in reasons and openvino.offered():
+        reasons[OPENVINO] = why_not(OPENVINO)
     rows = []
-    for provider in listed:
-        good = provider in loading
-        value = "loads and runs a node" if good else "compiled in, but does not load here"
-        do = "" if good else "it needs NVIDIA's driver, and CUDA and cuDNN (or TensorRT) of its version"
-        rows.append(Finding("ONNX Runtime " + provider.replace("ExecutionProvider", ""), good, value, do))
+    for provider, reason in reasons.items():
+        name = "ONNX Runtime " + provider.replace("ExecutionProvider", "")
+        if reason is None:
+            rows.append(Finding(name, True, "loads and runs a node"))
+        elif provider == OPENVINO:
+            rows.append(failed(name, reason))
+        else:
+            do = "it needs NVIDIA's driver, and CUDA and cuDNN (or TensorRT) of its version"
+            rows.append(Finding(name, False, "compiled in, but does not load here", do))
     return rows
 
 

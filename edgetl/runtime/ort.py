@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Mapping, Optional, Tuple, Type, Union
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Mapping, Optional, 
 import numpy as np
 
 from edgetl.errors import BackendError
+from edgetl.runtime import openvino
 from edgetl.runtime.backend import as_logits, check_batch
 from edgetl.runtime.metadata import metadata
 from edgetl.spec import Profile, TensorSpec
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
 TENSORRT = "TensorrtExecutionProvider"
+OPENVINO = openvino.PROVIDER
 
 _DTYPES = {"tensor(float)": "float32", "tensor(uint8)": "uint8"}
 _QUANTISED = frozenset(["QuantizeLinear", "DequantizeLinear"])
@@ -145,23 +148,29 @@ def available_providers() -> List[str]:
     `onnxruntime.get_available_providers` lists what was compiled in, whether or not its libraries and
     its device are there; so each is tried with a graph of one node.
     """
-    compiled = onnxruntime.get_available_providers()
-    return [name for name in (TENSORRT, CUDA) if name in compiled and _loads(name)] + [CPU]
+    return [name for name in listed_providers() if why_not(name) is None]
 
 
 def listed_providers() -> List[str]:
-    """The providers of this project that onnxruntime was compiled with; `available_providers` says which load."""
-    return [name for name in (TENSORRT, CUDA, CPU) if name in onnxruntime.get_available_providers()]
+    """The providers of this project that onnxruntime was compiled with or a plug-in is installed for, best first.
+
+    `available_providers` says which load.
+    """
+    compiled = onnxruntime.get_available_providers()
+    plugins = [OPENVINO] if openvino.installed() is not None else []
+    return [name for name in (TENSORRT, CUDA) if name in compiled] + plugins + [CPU]
 
 
-def _loads(provider: str) -> bool:
-    if not _has_driver():
-        return False
+def why_not(provider: str) -> Optional[BackendError]:
+    """What keeps a provider from running a graph of one node here; None where it runs."""
+    if provider == CPU:
+        return None
     try:
         with _quiet():
-            return provider in onnxruntime.InferenceSession(_ONE_NODE, options(), providers=[provider]).get_providers()
-    except _ERRORS:
-        return False
+            _open(_ONE_NODE, provider, options())
+    except BackendError as error:
+        return error
+    return None
 
 
 def _has_driver() -> bool:
@@ -181,20 +190,59 @@ def _has_driver() -> bool:
     return True
 
 
-def _open(graph: Path, provider: str, settings: Any) -> Any:
-    if provider != CPU:
+def _open(graph: Union[Path, bytes], provider: str, settings: Any) -> Any:
+    """A session of `provider`; a node that it does not take is the CPU's (see `_check_placement`)."""
+    given: Any = str(graph) if isinstance(graph, Path) else graph
+    shown = str(graph) if isinstance(graph, Path) else "a graph of one node"
+    names: Optional[List[str]] = [provider]
+    if provider == OPENVINO:
+        threads = int(settings.intra_op_num_threads)
+        settings.add_provider_for_devices([_openvino_cpu()], openvino.session_options(threads))
+        names = None  # they are in the settings already
+    elif provider != CPU:
         if provider not in onnxruntime.get_available_providers() or not _has_driver():
             raise BackendError("onnxruntime cannot load this provider here", provider, "see `edgetl doctor`")
         if not hasattr(onnxruntime.InferenceSession, "get_provider_graph_assignment_info"):
             # Older than 1.23: nothing tells where a node went, so a node on the CPU must fail the session.
             settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     try:
-        session = onnxruntime.InferenceSession(str(graph), settings, providers=[provider])
+        # Without the last word a provider that fails, now or in any later run, is replaced by the CPU with a print().
+        session = onnxruntime.InferenceSession(given, settings, providers=names, enable_fallback=0)
     except _ERRORS as error:
-        raise BackendError("onnxruntime refuses the graph", "%s (%s)" % (graph, error)) from error
+        raise BackendError("onnxruntime refuses the graph", "%s (%s)" % (shown, error)) from error
+    session.disable_fallback()  # onnxruntime before 1.17 does not know the word
     if session.get_providers()[0] != provider:
         raise BackendError("onnxruntime cannot load this provider here", provider, "see `edgetl doctor`")
     return session
+
+
+def _openvino_cpu() -> Any:
+    """OpenVINO's device for this machine's CPU. Raises BackendError that says why there is none."""
+    library = openvino.library()
+    if not hasattr(onnxruntime, "register_execution_provider_library"):
+        raise BackendError("this onnxruntime takes no plug-ins", version(), "OpenVINO's wants 1.23 or newer")
+    if not _openvino_devices():  # a program around edgetl may have loaded it
+        _register(library)
+    for device in _openvino_devices():
+        if device.ep_metadata.get("ov_device") == "CPU":
+            return device
+    makers = {found.device.vendor for found in onnxruntime.get_ep_devices() if found.ep_name == CPU}
+    value = "%s %s beside a CPU by %s" % (openvino.PACKAGE, openvino.installed(), ", ".join(sorted(makers)) or "nobody")
+    raise BackendError("OpenVINO's plug-in offers no CPU here", value, openvino.NO_DEVICE)
+
+
+def _openvino_devices() -> List[Any]:
+    return [found for found in onnxruntime.get_ep_devices() if found.ep_name == OPENVINO]
+
+
+@functools.lru_cache(maxsize=None)
+def _register(library: str) -> None:
+    """Load a plug-in, once in a process: onnxruntime refuses a second time."""
+    try:
+        onnxruntime.register_execution_provider_library("edgetl-openvino", library)
+    except _ERRORS as error:
+        do = "see `edgetl doctor`; " + openvino.INSTALL
+        raise BackendError("onnxruntime cannot load OpenVINO's plug-in", "%s (%s)" % (library, error), do) from error
 
 
 def _placement(session: Any) -> List[Tuple[str, str, str]]:
