@@ -9,7 +9,7 @@ import typer
 
 from edgetl.cli.console import JsonFlag, OutOption, Session, session
 from edgetl.errors import ContractUnmet, InputError
-from edgetl.spec import InputKind, Precision, Profile
+from edgetl.spec import Precision
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -43,10 +43,14 @@ KeepOption = Annotated[int, typer.Option(help="Releases kept on the device.", mi
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Only probe, and show what would be done.")]
 RollbackOption = Annotated[bool, typer.Option("--rollback", help="Serve the release before the current one.")]
 StatusOption = Annotated[bool, typer.Option("--status", help="Show what the device is and holds.")]
+ModesOption = Annotated[
+    str | None, typer.Option(help="Time it in these power modes too (sudo), then back.", metavar="all|ID,...")
+]
 RestartOption = Annotated[str | None, typer.Option(help="systemd unit to restart after the switch.", metavar="UNIT")]
 AllowOption = Annotated[bool, typer.Option("--allow-unmet", help="Deploy a graph that missed its contract.")]
 EmitOption = Annotated[
-    str | None, typer.Option(help="Write files for deepstream, triton, cpp (no host needed).", metavar="KIND,...")
+    str | None,
+    typer.Option(help="Write files: deepstream, triton, cpp, python, systemd, docker (no host).", metavar="KIND,..."),
 ]
 ToOption = Annotated[Path, typer.Option("--to", help="Folder for --emit.", metavar="DIR")]
 InventoryOption = Annotated[Path | None, typer.Option(help="Many devices: a [[host]] each.", metavar="FILE.toml")]
@@ -71,6 +75,7 @@ def deploy(
     rollback: RollbackOption = False,
     status: StatusOption = False,
     restart: RestartOption = None,
+    modes: ModesOption = None,
     allow_unmet: AllowOption = False,
     emit: EmitOption = None,
     to: ToOption = Path("serving"),
@@ -87,7 +92,7 @@ def deploy(
     given = dict(locals())
     with session(ctx, as_json, out) as run:
         if emit is not None:
-            return _emit(run, bundle, emit, precision or Precision.FP16, to)
+            return _emit(run, bundle, given)
         if (host is None) == (inventory is None):
             raise InputError(
                 "deploy wants a host, or --inventory FILE", host or "none", "edgetl deploy BUNDLE USER@HOST"
@@ -102,7 +107,20 @@ def deploy(
 def _options(given: dict[str, Any]) -> DeployOptions:
     from edgetl.deploy.stage import DeployOptions
 
-    words = ("precision", "backend", "name", "port", "prove", "data", "batch", "seconds", "keep", "dry_run", "restart")
+    words = (
+        "precision",
+        "backend",
+        "name",
+        "port",
+        "prove",
+        "data",
+        "batch",
+        "seconds",
+        "keep",
+        "dry_run",
+        "restart",
+        "modes",
+    )
     config = given["ssh_config"]
     return DeployOptions(
         **{word: given[word] for word in words},
@@ -138,17 +156,28 @@ def _many(run: Session, bundle: Path, inventory: Path, options: DeployOptions, g
         raise typer.Exit(ContractUnmet.exit_code if code == ContractUnmet.exit_code else EXIT_FAILED)
 
 
-def _emit(run: Session, path: Path, kinds: str, precision: Precision, to: Path) -> None:
-    from edgetl.bundle import Bundle
-    from edgetl.deploy.emit import emit, parse_kinds, served
+def _emit(run: Session, path: Path, given: dict[str, Any]) -> None:
+    from edgetl.deploy.serving import ServingOptions, write_serving
 
-    asked = parse_kinds(kinds)
-    bundle = Bundle.open(path)
-    kept = bundle.artifacts("graph", precision=precision)
-    profile, kind = (kept[-1]["profile"], kept[-1]["input"]) if kept else (Profile.TRT10, InputKind.FLOAT32)
-    files = emit(asked, served(bundle, precision, Profile(profile), InputKind(kind)), to)
-    result = {"files": [str(file) for file in files]}
-    run.done(result, show=lambda console: console.print("\n".join(result["files"]), soft_wrap=True))
+    words = ("to", "backend", "name", "prove", "data")
+    options = ServingOptions(
+        given["emit"], precision=given["precision"] or Precision.FP16, **{w: given[w] for w in words}
+    )
+    result = write_serving(path, options, run.monitor)
+    run.done(result, show=lambda console: _show_files(console, result))
+
+
+def _show_files(console: Console, result: dict[str, Any]) -> None:
+    console.print("\n".join(result["files"]), soft_wrap=True)
+    cost = result.get("resize")
+    if cost:
+        row = result["rows"][0]
+        console.print(
+            f"DeepStream's resize, emulated: accuracy {cost['own_accuracy']:.3f} -> {row['accuracy']:.3f} "
+            f"(n {row['n_images']}, {row['split']}), drop {cost['drop_pp']:+.2f} points",
+            soft_wrap=True,
+            highlight=False,
+        )
 
 
 def _show(console: Console, results: Any) -> None:
@@ -169,6 +198,8 @@ def _show(console: Console, results: Any) -> None:
         table.add_column(column, justify="left" if column in ("host", "serves") else "right")
     for result in results:
         _show_rows(table, result)
+        for mode in result.get("modes", []):
+            _show_mode(table, result["host"], mode)
     if table.row_count:
         console.print(table)
 
@@ -190,6 +221,15 @@ def _show_rows(table: Any, result: Any) -> None:
             _number(latency.get("p99"), ".2f"),
             _number(row.get("energy_mj"), ".1f"),
         )
+
+
+def _show_mode(table: Any, host: str, mode: Any) -> None:
+    for row in mode["rows"]:
+        latency = row.get("latency_ms") or {}
+        figures = (_number(latency.get(p), ".2f") for p in ("p50", "p99"))
+        table.add_row(host, f"{row['precision']} in {mode['name']}", "", "", *figures, _number(row["energy_mj"], ".1f"))
+    if mode["status"] != "measured":
+        table.add_row(host, f"{mode['name']}: {mode['why']}")
 
 
 def _number(value: float | None, form: str) -> str:

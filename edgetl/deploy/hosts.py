@@ -14,7 +14,7 @@ from edgetl.errors import ContractUnmet, EdgetlError, InputError
 from edgetl.monitor import Monitor
 from edgetl.spec import Precision, parse_enum
 
-_OWN = ("precision", "backend", "name", "port", "prove", "keep", "restart", "batch", "seconds", "timeout_s")
+_OWN = ("precision", "backend", "name", "port", "prove", "keep", "restart", "batch", "seconds", "timeout_s", "modes")
 AT_ONCE = 8  # devices; each waits for its own builds
 
 
@@ -75,7 +75,7 @@ def _host(row: object, path: Path, options: DeployOptions) -> Host:
         own["precision"] = parse_enum(Precision, own["precision"], "precision")
     kinds = {field.name: type(getattr(options, field.name)) for field in fields(options)}
     for key, value in own.items():
-        wanted = {"name": str, "restart": str, "port": int, "precision": Precision}.get(key, kinds[key])
+        wanted = {"name": str, "restart": str, "modes": str, "port": int, "precision": Precision}.get(key, kinds[key])
         if not isinstance(value, wanted) and not (wanted is float and isinstance(value, int)):
             raise InputError(f"{key} of {row['host']} has a wrong type", repr(value), f"it wants {wanted.__name__}")
     return Host(row["host"], replace(options, **own))

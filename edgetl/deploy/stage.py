@@ -16,7 +16,7 @@ from typing import Any
 from edgetl.bundle import Bundle
 from edgetl.deploy import app
 from edgetl.deploy.cargo import Cargo, frames, pack, volume
-from edgetl.deploy.emit.served import plain_name
+from edgetl.deploy.emit.served import check_name, plain_name
 from edgetl.deploy.proof import Proof, proof
 from edgetl.deploy.remote import Answer, Device
 from edgetl.deploy.ssh import Connection
@@ -27,7 +27,8 @@ from edgetl.spec import BatchProfile, Precision, Profile
 
 PROVE = ("test", "val", "golden", "none")
 TENSORRT, ONNXRUNTIME = "tensorrt", "onnxruntime"
-_STOPS = ("JetPack", "TensorRT", "Python", "Disk")  # advice that ends a deployment before anything is pushed
+_ALWAYS = ("Python", "Disk")  # refusals of the device that matter whatever runs the graph
+_SPARE_MB = 50  # logs, timing caches, a manifest
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class DeployOptions:
     keep: int = 3
     dry_run: bool = False
     restart: str | None = None
+    modes: str | None = None
     allow_unmet: bool = False
     ssh: tuple[str, ...] = ()  # more words for ssh, before ours
 
@@ -56,8 +58,7 @@ class DeployOptions:
             raise InputError("unknown --backend", self.backend, f"use {TENSORRT} or {ONNXRUNTIME}")
         if self.keep < 1:
             raise InputError("--keep keeps one release at least", self.keep)
-        if self.name is not None and plain_name(self.name) != self.name:
-            raise InputError("--name wants letters, digits, - _ and .", self.name, plain_name(self.name))
+        check_name(self.name)
         BatchProfile.parse(self.batch)
 
 
@@ -70,8 +71,8 @@ def deploy(path: Path, host: str, options: DeployOptions, monitor: Monitor = SIL
     bundle = Bundle.open(path)
     name = options.name or plain_name(bundle.path.name)
     with Connection(host, options.port, options.timeout_s, options.ssh) as connection:
-        run = _Run(bundle, Device(connection, name, app.build_app(), monitor), options, monitor)
-        return run.carry_out()
+        device = Device(connection, name, app.build_app(), monitor, leaves=not options.dry_run)
+        return _Run(bundle, device, options, monitor).carry_out()
 
 
 class _Run:
@@ -81,6 +82,7 @@ class _Run:
         self.bundle, self.device, self.options, self.monitor = bundle, device, options, monitor
         self.steps = Steps()
         self.probe: Answer = {}
+        self.modes: list[Answer] | None = None
 
     def carry_out(self) -> Answer:
         """All steps, or with --dry-run the plan of them."""
@@ -88,6 +90,7 @@ class _Run:
         told = self._probe(cargos)
         cargo = self._fitting(cargos, told)
         todo = plan(told["state"], told["missing"]["files"], cargo, self._asked)
+        self._room(todo)
         if self.options.dry_run:
             return self._planned(todo)
         if not todo.fresh:
@@ -116,16 +119,23 @@ class _Run:
         pieces = {piece.sha256: piece.wanted() for cargo in cargos.values() for piece in cargo.pieces}
         with self.steps.step("probe") as step:
             body = json.dumps(list(pieces.values())).encode()
-            told = self.device.call("probe", "--state", self.device.root, "--want", "-", body=body)
+            told = self.device.probe("--state", self.device.root, "--want", "-", body=body)
             step.bytes = self.device.moved + len(body)
         self.probe = told["probe"]
-        for found in told["advice"]:
-            if found["ok"] is False and found["name"] in _STOPS and self._matters(found["name"]):
+        for found in told["refusals"]:
+            if self.options.backend == TENSORRT or found["name"] in _ALWAYS:
                 raise BackendError(f"this device will not do: {found['name']}", found["value"], found["do"])
         return told
 
-    def _matters(self, name: str) -> bool:
-        return self.options.backend == TENSORRT or name in ("Python", "Disk")
+    def _room(self, todo: Plan) -> None:
+        """Whether what comes fits on the device's disk; an engine is taken to be as large as its graph."""
+        free = self.probe["disk"]["free_mb"]
+        wanted = todo.bytes * (2 if self.options.backend == TENSORRT else 1) // 1_000_000 + _SPARE_MB
+        if free is not None and free < wanted:
+            said = f"{free} MB free, about {wanted} MB wanted"
+            raise BackendError(
+                "the device has too little room on its disk", said, "free some, or --keep fewer releases"
+            )
 
     def _fitting(self, cargos: dict[Profile, Cargo], told: Answer) -> Cargo:
         backend = told["backends"][self.options.backend]
@@ -174,6 +184,7 @@ class _Run:
             text = json.dumps(serve)
             words = ["--release", made["release"], "--serve", text, "--keep", str(self.options.keep)]
             self.device.call("activate", self.device.root, *words)
+        self._sweep(place, best["precision"])
         self._restart()
         return self._answer({"precision": best["precision"], "key": best["engine_key"]}, rows)
 
@@ -183,7 +194,7 @@ class _Run:
         if shown is not None:
             pieces += shown.pieces
             body = json.dumps([piece.wanted() for piece in shown.pieces]).encode()
-            told = self.device.call("probe", "--state", self.device.root, "--want", "-", body=body)
+            told = self.device.probe("--state", self.device.root, "--want", "-", body=body)
             missing += told["missing"]["files"]
         if not missing:
             self.steps.note("push", SKIPPED)
@@ -212,8 +223,7 @@ class _Run:
         return True
 
     def _bench(self, place: str, precision: str | None, shown: Proof | None, table: str | None) -> list[Any]:
-        words = ["--backend", self.options.backend, "--seconds", f"{self.options.seconds:g}"]
-        words += ["--precision", precision] if precision else []
+        words = self._timing(precision)
         if shown is not None and table is not None:
             words += ["--data", table, "--reference", f"{self.device.root}/store/{shown.reference.sha256}"]
         with self.steps.step("bench"):
@@ -221,6 +231,26 @@ class _Run:
         rows = [self._named(row, shown) for row in result["rows"]]
         keep_rows(self.bundle, self.device.connection.host, rows, result)
         return rows
+
+    def _timing(self, precision: str | None) -> list[str]:
+        words = ["--backend", self.options.backend, "--seconds", f"{self.options.seconds:g}"]
+        return words + (["--precision", precision] if precision else [])
+
+    def _sweep(self, place: str, precision: str) -> None:
+        """With --modes: what serves, timed in each power mode; the mode is the old one again afterwards."""
+        if self.options.modes is None:
+            return
+        with self.steps.step(f"bench in modes {self.options.modes}"):
+            words = [*self._timing(precision), "--no-peaks", "--modes", self.options.modes]
+            found = self.device.call("bench", place, *words, job=True)["modes"]
+        self.modes = []
+        for mode in found:
+            result = mode.pop("result") or {"rows": [], "conditions": {}, "environments": {}}
+            own = f"@{mode['name']}"  # a row is found by its id, which says the mode it was timed in
+            rows = [{**row, "id": row["id"] + own} for row in result["rows"]]
+            facts = {name + own: value for name, value in result["conditions"].items()}
+            keep_rows(self.bundle, self.device.connection.host, rows, {**result, "conditions": facts})
+            self.modes.append({**mode, "rows": rows})
 
     @staticmethod
     def _named(row: dict[str, Any], shown: Proof | None) -> dict[str, Any]:
@@ -252,6 +282,7 @@ class _Run:
         self.steps.note("push", SKIPPED)
         place = f"{self.device.root}/releases/{cargo.release}"
         rows = self._bench(place, str(serve["precision"]), None, None)
+        self._sweep(place, str(serve["precision"]))
         self._restart()
         return self._answer({"precision": serve["precision"], "key": serve.get("engine_key")}, rows)
 
@@ -266,13 +297,14 @@ class _Run:
                 raise BackendError("the unit could not be restarted", f"{unit}: {said}", "the new release is in place")
 
     def _answer(self, installed: Answer | None, rows: list[Any]) -> Answer:
-        return {
+        found = {
             "host": self.device.connection.host,
             "probe": self.probe,
             "steps": [step.as_json() for step in self.steps.all],
             "installed": installed,
             "rows": rows,
         }
+        return found if self.modes is None else {**found, "modes": self.modes}
 
 
 def keep_rows(bundle: Bundle, host: str, rows: list[Any], result: Answer) -> None:

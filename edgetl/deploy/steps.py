@@ -73,11 +73,12 @@ def plan(state: Mapping[str, Any], missing: Sequence[Mapping[str, Any]], cargo: 
     """
     own = {piece.sha256 for piece in cargo.pieces}
     serve = state.get("serve") or {}
+    lacking = tuple(entry for entry in missing if entry["sha256"] in own)  # what serves may be damaged
     serves = state.get("current") == cargo.release and bool(serve) and precision in (None, serve.get("precision"))
     precisions = tuple(dict.fromkeys(record["precision"] for record in cargo.records))
-    if serves:
+    if serves and not lacking:
         return Plan((), False, (str(serve["precision"]),))
-    return Plan(tuple(entry for entry in missing if entry["sha256"] in own), True, precisions)
+    return Plan(lacking, True, precisions)
 
 
 def fastest(rows: Sequence[Mapping[str, Any]], proven: Mapping[str, bool]) -> Mapping[str, Any] | None:

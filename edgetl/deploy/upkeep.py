@@ -17,8 +17,8 @@ Answer = dict[str, Any]
 def status(bundle: Path, host: str, options: DeployOptions) -> Answer:
     """{"host", "probe", "advice", "state", "shown"}; the bundle is only asked for its name. Raises ConnectionLost."""
     with Connection(host, options.port, options.timeout_s, options.ssh) as connection:
-        device = Device(connection, _name(bundle, options), app.build_app())
-        told = device.call("probe", "--state", device.root)
+        device = Device(connection, _name(bundle, options), app.build_app(), leaves=False)
+        told = device.probe("--state", device.root)
     probe, state = told["probe"], told["state"]
     board = probe["board"]
     shown = [
@@ -35,7 +35,7 @@ def status(bundle: Path, host: str, options: DeployOptions) -> Answer:
 def advice(host: str, port: int | None = None, ssh: tuple[str, ...] = ()) -> Answer:
     """{"host", "rows": doctor's rows, "probe"}: what a device will and will not do. Raises ConnectionLost."""
     with Connection(host, port, options=ssh) as connection:
-        told = Device(connection, "probe", app.build_app()).call("probe")
+        told = Device(connection, "probe", app.build_app(), leaves=False).probe()
     return {"host": host, "rows": told["advice"], "probe": told["probe"]}
 
 

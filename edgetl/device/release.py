@@ -28,14 +28,15 @@ IMAGES = "images"
 def install(root: Path, manifest_sha256: str) -> Dict[str, Any]:
     """{"release", "new"}: the release of the stored manifest, its files hard-linked from the store.
 
-    One that is there already keeps what was built in it. Raises BundleError where a file is missing or changed.
+    One that is there already keeps what was built in it, and gets files that were damaged meanwhile from the store.
+    Raises BundleError where a file is missing or changed.
     """
     name = manifest_sha256[:12]
     if not store.SHA256.fullmatch(manifest_sha256):
         raise InputError("not a sha256", manifest_sha256)
     place = root / "releases" / name
     if place.is_dir():
-        Bundle.open(place)
+        _mend(root, place, _stored(root, manifest_sha256))
         return {"release": name, "new": False}
     fresh = root / "releases" / ("." + name)
     with disk_errors(fresh):
@@ -53,6 +54,20 @@ def install(root: Path, manifest_sha256: str) -> Dict[str, Any]:
         sync_folder(place.parent)
     Bundle.open(place)
     return {"release": name, "new": True}
+
+
+def _mend(root: Path, place: Path, pushed: Path) -> None:
+    """Link each pushed file of a release anew that is no longer the store's own."""
+    with disk_errors(place):
+        for record in read_json(pushed, "manifest")["artifacts"]:
+            check_place(record["file"])
+            target, source = place / record["file"], _stored(root, record["sha256"])
+            if not target.is_file() or not os.path.samefile(str(source), str(target)):
+                fresh = target.with_name("." + target.name)
+                unlink(fresh)
+                os.link(str(source), str(fresh))
+                os.replace(str(fresh), str(target))
+    Bundle.open(place)
 
 
 def place_images(root: Path, listing_sha256: str) -> Path:
@@ -82,12 +97,13 @@ def activate(root: Path, name: str, serve: Optional[Mapping[str, Any]], keep: in
     """
     place = root / "releases" / _checked(name)
     Bundle.open(place)
-    before = store.state(root)["current"]
+    told = store.state(root)
+    before = told["current"]
+    said = dict(serve) if serve is not None else read_json(place / store.SERVE, "release")
+    said["turn"] = 1 + max(store.turn(root, other) for other in told["releases"])
     with disk_errors(root):
-        if serve is not None:
-            atomic_json(place / store.SERVE, dict(serve))
+        atomic_json(place / store.SERVE, said)
         _keep_app(root)
-        os.utime(str(place))  # the newest: releases are kept by when they last began to serve
         link = root / ".current"
         unlink(link)
         os.symlink(os.path.join("releases", name), str(link))

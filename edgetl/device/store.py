@@ -24,12 +24,13 @@ SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def state(root: Path) -> Dict[str, Any]:
-    """{"releases": [names, oldest first], "current": name|None, "serve": {}|None, "engines": [keys], "jobs": [names]}.
+    """{"releases": [names, in the order in which they last began to serve], "current": name|None, "serve": {}|None,
+    "engines": [keys], "jobs": [names]}.
 
     "serve" is what the current release says of the variant that serves.
     """
     return {
-        "releases": sorted(releases(root), key=lambda name: _age(root / "releases" / name)),
+        "releases": sorted(releases(root), key=lambda name: (turn(root, name), name)),
         "current": _current(root),
         "serve": _serve(root / "current" / SERVE),
         "engines": sorted(name[: -len(".plan")] for name in _names(root / "engines") if name.endswith(".plan")),
@@ -40,16 +41,14 @@ def state(root: Path) -> Dict[str, Any]:
 def missing(root: Path, wanted: Sequence[Mapping[str, Any]]) -> List[Dict[str, Any]]:
     """Which of `wanted` ({"sha256", "bytes"}) the store lacks: [{"sha256", "bytes", "have"}].
 
-    "have": bytes of an unfinished copy, from which the transfer may go on. A file whose size or bytes are
-    wrong is no longer there: it is removed, so that what is linked from the store is always whole.
+    "have": bytes of an unfinished copy, from which the transfer may go on. A file whose size or bytes are wrong
+    counts as missing; nothing is changed here, `receive` puts the right one in its place.
     """
     out = []
     for file in wanted:
         path = root / "store" / file["sha256"]
-        if path.is_file():
-            if path.stat().st_size == file["bytes"] and sha256_file(path) == file["sha256"]:
-                continue
-            path.unlink()
+        if path.is_file() and path.stat().st_size == file["bytes"] and sha256_file(path) == file["sha256"]:
+            continue
         part = path.with_name(path.name + ".part")
         have = part.stat().st_size if part.is_file() else 0
         out.append({"sha256": file["sha256"], "bytes": file["bytes"], "have": min(have, file["bytes"])})
@@ -85,6 +84,12 @@ def releases(root: Path) -> List[str]:
     return [name for name in _names(root / "releases") if "." not in name]
 
 
+def turn(root: Path, name: str) -> int:
+    """When a release last began to serve, counted and not timed: a board without a battery has any clock. 0: never."""
+    serve = _serve(root / "releases" / name / SERVE)
+    return int(serve.get("turn", 0)) if isinstance(serve, dict) else 0
+
+
 def _serve(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -104,10 +109,3 @@ def _names(folder: Path) -> List[str]:
         return sorted(name for name in os.listdir(str(folder)) if not name.startswith("."))
     except OSError:
         return []
-
-
-def _age(path: Path) -> float:
-    try:
-        return path.stat().st_mtime
-    except OSError:
-        return 0.0

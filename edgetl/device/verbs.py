@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -27,17 +28,20 @@ class Verb:
 def _probe_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--state", type=Path, help="also tell what this deployment folder holds", metavar="DIR")
     parser.add_argument("--want", help='JSON list of {"sha256","bytes"}: tell which are missing; - is stdin')
+    parser.add_argument("--now", type=float, default=0.0, help="the caller's clock, to compare", metavar="SECONDS")
     _root_option(parser)
 
 
 def _root_option(parser: argparse.ArgumentParser) -> None:
-    # Where /proc, /sys, /etc and the vendor's commands are looked up: for tests, and for a chroot.
-    parser.add_argument("--root", type=Path, default=Path("/"), help=argparse.SUPPRESS)
+    # Where /proc, /sys, /etc and the vendor's commands are looked up: for a container that sees the board's below
+    # another folder, and for tests.
+    root = Path(os.environ.get("EDGETL_ROOT", "/"))
+    parser.add_argument("--root", type=Path, default=root, help=argparse.SUPPRESS)
 
 
 def _probe(given: argparse.Namespace, monitor: Monitor) -> Result:
     from edgetl.device import store
-    from edgetl.device.advice import advise
+    from edgetl.device.advice import advise, refusals
     from edgetl.device.chosen import loading
     from edgetl.device.probe import probe
     from edgetl.device.system import System
@@ -46,7 +50,9 @@ def _probe(given: argparse.Namespace, monitor: Monitor) -> Result:
         raise InputError("--want tells what a deployment folder lacks", given.want, "give --state DIR too")
     wanted = store.read_wanted(given.want) if given.want is not None else None
     told = probe(System(given.root), given.state or Path())
-    result = {"probe": told, "backends": loading(), "advice": [f.as_json() for f in advise(told, 0.0)]}
+    result: Result = {"probe": told, "backends": loading()}
+    for name, decide in (("advice", advise), ("refusals", refusals)):
+        result[name] = [found.as_json() for found in decide(told, given.now)]
     if given.state is not None:
         result["state"] = store.state(given.state)
     if wanted is not None:

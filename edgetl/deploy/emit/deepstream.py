@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from edgetl.deploy.emit.served import Served, require_probabilities
 from edgetl.errors import InputError
-from edgetl.spec import Fit, Precision
+from edgetl.spec import Fit, Precision, Profile
 
 ENGINE = "model.plan"
 LABELS = "labels.txt"
@@ -32,6 +32,8 @@ def texts(model: Served) -> dict[str, str]:
             f"this bundle was trained with --fit {model.preprocess.fit}",
             "fine-tune with --fit stretch for DeepStream",
         )
+    if model.profile is Profile.CPU:
+        raise InputError("nvinfer runs TensorRT's engines", "this graph is of profile cpu", "export --target jetpack6")
     if model.nhwc:
         raise InputError("nvinfer feeds float32 planes", "this graph takes uint8 NHWC", "export --input float32")
     separated = [label for label in model.labels if ";" in label]
@@ -65,6 +67,6 @@ def _config(model: Served) -> str:
     head = (
         f"# {model.name}, {model.precision}: graph {model.sha256[:12]}, {len(model.labels)} classes.\n"
         f"# Put the engine that `edgetl deploy` or `edgetl build` made on this machine beside this file, as {ENGINE}.\n"
-        "# DeepStream scales with its own filter, not with the bundle's: measure before you trust.\n"
-    )
+        "# DeepStream scales with its own filter, not with the bundle's.\n"
+    ) + (f"# {model.remark}\n" if model.remark else "")
     return head + "[property]\n" + "".join(f"{key}={value}\n" for key, value in properties.items())

@@ -27,6 +27,7 @@ class Served:
     output: str
     sha256: str
     max_batch: int = 8
+    remark: str = ""  # a line of what was measured of the target, for those who read its files
 
     @property
     def size(self) -> int:
@@ -72,6 +73,13 @@ def served(bundle: Bundle, precision: Precision, profile: Profile, kind: InputKi
 def plain_name(text: str) -> str:
     """`text` as a name that file systems, shells and servers take: letters, digits, "-", "_" and "."."""
     return re.sub(r"[^A-Za-z0-9_.-]+", "_", text).strip("._-") or "model"
+
+
+def check_name(name: str | None) -> str | None:
+    """A deployment's --name as it is. Raises InputError for one that a folder or a unit could not have."""
+    if name is not None and plain_name(name) != name:
+        raise InputError("--name wants letters, digits, - _ and .", name, "for example " + plain_name(name))
+    return name
 
 
 def require_probabilities(model: Served, who: str) -> None:

@@ -88,6 +88,7 @@ def test_deepstream_speaks_known_keys_and_never_lets_nvinfer_build(tmp_path: Pat
         ({"output": "logits"}, "--output probabilities"),
         ({"input": image_input(InputKind.UINT8, 96)}, "uint8"),
         ({"labels": ("a;b", "c")}, "semicolons"),
+        ({"profile": Profile.CPU}, "profile cpu"),
     ],
 )
 def test_deepstream_refuses_what_it_cannot_say_and_nothing_is_written(
@@ -186,4 +187,4 @@ def test_kinds_are_checked() -> None:
     for bad in ("", "tritn", "triton,x"):
         with pytest.raises(InputError, match="deepstream"):
             parse_kinds(bad)
-    assert set(KINDS) == {"deepstream", "triton", "cpp"}
+    assert set(KINDS) == {"deepstream", "triton", "cpp", "python", "systemd", "docker"}
