@@ -30,6 +30,7 @@ COMMANDS = (
     "export",
     "build",
     "bench",
+    "report",
     "pretrain",
     "rank",
     "domains",

@@ -10,8 +10,9 @@ import typer
 
 from edgetl.cli.console import JsonFlag, OutOption, session
 from edgetl.cli.layers import show as show_layers
-from edgetl.cli.layers import to_csv, xray_of
+from edgetl.cli.layers import to_csv
 from edgetl.errors import InputError
+from edgetl.report.xray import xray_of
 from edgetl.spec import Profile
 from edgetl.target import parse_target
 

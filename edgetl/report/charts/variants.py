@@ -1,0 +1,166 @@
+"""The variants beside each other: intervals, accuracy against time and size with their Pareto front, percentiles."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from edgetl.report.charts.svg import (
+    Scale,
+    Svg,
+    apart,
+    around,
+    around_log,
+    axes,
+    cut,
+    isolated,
+    number,
+    room_for,
+    width_of,
+)
+from edgetl.report.variants import Point
+
+WIDTH = 380.0
+ROW = 30.0
+
+
+@dataclass(frozen=True)
+class Line:
+    """One row of an interval plot; `kind` is the class of its mark ("int8", "fp32", "ref")."""
+
+    name: str
+    value: float
+    interval: tuple[float, float] | None
+    kind: str
+    said: str
+
+
+def intervals(
+    key: str,
+    title: str,
+    lines: Sequence[Line],
+    unit: str,
+    marks: Sequence[tuple[float, str]] = (),
+) -> Markup | None:
+    """Values with their intervals as whiskers, a row each; `marks` are upright lines with a name (zero, a contract)."""
+    if not lines:
+        return None
+    left = room_for([line.name for line in lines], 140)
+    height = 44 + ROW * len(lines) + 40
+    text = "; ".join(f"{line.name}: {line.said}" for line in lines)
+    svg = Svg(key, title, text + ".", WIDTH, height)
+    values = [v for line in lines for v in (line.value, *(line.interval or ()))] + [at for at, _ in marks]
+    x = Scale(*around(values, 0.06, 0.05), left, WIDTH - 62)
+    bottom = height - 40
+    _ruler(svg, x, 26, bottom, unit)
+    _marks(svg, x, bottom, marks)
+    for index, line in enumerate(lines):
+        y = 26 + ROW * (index + 0.5)
+        svg.text(left - 8, y + 4, cut(line.name, left - 8), "lab", "end")
+        if line.interval:
+            svg.whisker((x(line.value), y), x(line.interval[0]), x(line.interval[1]), f"whisker {line.kind}")
+        svg.mark(x(line.value), y, f"dot {line.kind}")
+        svg.text(WIDTH - 2, y + 4, f"{line.value:+.2f}" if marks else f"{line.value:.1f}", "value", "end")
+    return svg.done()
+
+
+def _marks(svg: Svg, x: Scale, bottom: float, marks: Sequence[tuple[float, str]]) -> None:
+    places = apart([x(at) for at, _ in marks], 64)
+    for (at, name), place in zip(marks, places, strict=True):
+        svg.line(x(at), 20, x(at), bottom, "mark-line")
+        svg.text(max(place, width_of(name) / 2), 13, name, "tick", "middle")
+
+
+def _ruler(svg: Svg, x: Scale, top: float, bottom: float, unit: str, most: int = 5) -> None:
+    for value in x.ticks(most):
+        svg.line(x(value), top, x(value), bottom, "gridline")
+        svg.text(x(value), bottom + 15, number(value), "tick", "middle")
+    svg.text((x.start + x.end) / 2, bottom + 33, unit, "name", "middle")
+
+
+def front(key: str, title: str, points: Sequence[Point], unit: str) -> Markup | None:
+    """Accuracy (%, with whiskers) against cost (log scale); the front is joined, its points are full."""
+    if not points:
+        return None
+    text = "; ".join(
+        f"{p.name}: accuracy {100 * p.accuracy:.1f} %, {p.note}" + (" (on the Pareto front)" if p.front else "")
+        for p in points
+    )
+    svg = Svg(key, title, text + ".", WIDTH, 270)
+    x = Scale(*around_log([p.cost for p in points], 1.6), 40, WIDTH - 16, log=True)
+    y = Scale(*around([100 * v for p in points for v in (p.accuracy, *(p.accuracy_ci or ()))], 0.1, 0.5), 226, 30)
+    axes(svg, x, y, (unit, "accuracy, %"))
+    best = sorted((p for p in points if p.front), key=lambda p: p.cost)
+    if len(best) > 1:
+        svg.path([(x(p.cost), y(100 * p.accuracy)) for p in best], "front")
+    for p in points:
+        at = (x(p.cost), y(100 * p.accuracy))
+        if p.accuracy_ci:
+            low, high = (y(100 * v) for v in p.accuracy_ci)
+            svg.whisker(at, low, high, f"whisker {p.precision}", upright=True)
+        svg.mark(*at, f"dot {p.precision}" + ("" if p.front else " open"))
+    _name_points(svg, x, y, points)
+    return svg.done()
+
+
+def _name_points(svg: Svg, x: Scale, y: Scale, points: Sequence[Point]) -> None:
+    """A name beside each point, on the side where there is room, apart from those near it."""
+    groups: list[list[Point]] = []
+    for p in sorted(points, key=lambda p: p.cost):
+        near = [group for group in groups if abs(x(group[-1].cost) - x(p.cost)) < 70]
+        (near[-1] if near else groups.append([]) or groups[-1]).append(p)  # type: ignore[func-returns-value]  # a new group
+    for group in groups:
+        places = apart([y(100 * p.accuracy) for p in group], 14)
+        for p, place in zip(group, places, strict=True):
+            at = x(p.cost)
+            right = at + 10 + width_of(p.name) < WIDTH
+            svg.text(at + 9 if right else at - 9, place - 7, isolated(p.name), "lab small", "start" if right else "end")
+
+
+@dataclass(frozen=True)
+class Times:
+    """Percentiles of one candidate in ms, ascending: [("p50", 1.2), ...]; `interval` is p50's, where it is known."""
+
+    name: str
+    kind: str
+    values: Sequence[tuple[str, float]]
+    interval: tuple[float, float] | None
+    n: int
+
+
+def percentiles(key: str, title: str, rows: Sequence[Times], unit: str) -> Markup | None:
+    """From the median to the slowest percentile that there were enough runs for, a row each, log scale."""
+    if not rows:
+        return None
+    left = room_for([row.name for row in rows], 128)
+    height = 30 + 36 * len(rows) + 40
+    text = "; ".join(
+        f"{row.name} ({row.n} runs): " + ", ".join(f"{name} {value:.2f} ms" for name, value in row.values)
+        for row in rows
+    )
+    svg = Svg(key, title, text + ".", WIDTH, height)
+    x = Scale(*around_log([v for row in rows for _, v in row.values], 1.25), left, WIDTH - 14, log=True)
+    _ruler(svg, x, 18, height - 40, unit)
+    for index, row in enumerate(rows):
+        _times(svg, x, left, 26 + 36 * (index + 0.5), row)
+    return svg.done()
+
+
+def _times(svg: Svg, x: Scale, left: float, y: float, row: Times) -> None:
+    svg.text(left - 8, y + 4, cut(row.name, left - 8), "lab", "end")
+    places = [x(value) for _, value in row.values]
+    svg.line(places[0], y, places[-1], y, f"span {row.kind}")
+    for place in places[1:]:
+        svg.line(place, y - 6, place, y + 6, f"span {row.kind}")
+    if row.interval:
+        svg.whisker((places[0], y), x(row.interval[0]), x(row.interval[1]), f"whisker {row.kind}")
+    svg.mark(places[0], y, f"dot {row.kind}")
+    taken = -1e9
+    for (name, value), place in zip(row.values, places, strict=True):
+        label = f"{value:.3g}" if name == "p50" else name
+        half = width_of(label) / 2 * 0.9
+        if place - half > taken:
+            svg.text(place, y - 10, label, "value small" if name == "p50" else "tick small", "middle")
+            taken = place + half

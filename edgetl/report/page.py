@@ -1,0 +1,99 @@
+"""The page: facts, pictures and words through one template, everything inside the file."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+
+from edgetl import __version__
+from edgetl.report import words
+from edgetl.report.accuracy import MATRIX
+from edgetl.report.facts import Facts
+from edgetl.report.figures import figures, p50_interval
+from edgetl.report.photos import Pictures
+from edgetl.report.privacy import relative, without_paths
+from edgetl.report.rows import Measured
+from edgetl.report.xray import shortened
+
+TOP_CONFUSIONS = 12
+TOP_LAYERS = 20
+
+
+def environment() -> Environment:
+    """Templates of this package; whatever is no Markup is escaped, and an unknown name is an error."""
+    made = Environment(
+        loader=PackageLoader("edgetl.report"),
+        autoescape=select_autoescape(("html", "j2.html"), default=False),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    for name in ("percent", "between", "points", "range_pp", "milliseconds", "megabytes", "count", "day", "called"):
+        made.filters[name] = getattr(words, name)
+    made.filters["without_paths"] = without_paths
+    made.filters["relative"] = relative
+    return made
+
+
+def page(facts: Facts, pictures: Pictures) -> str:
+    """The whole page as HTML: no script, no link to anything outside it."""
+    made = environment()
+    return made.get_template("page.html").render(
+        facts=facts,
+        pictures=pictures,
+        charts=figures(facts),
+        say=words,
+        version=__version__,
+        table=[_cells(one) for one in facts.measured],
+        layers=_layers(facts),
+        top_confusions=TOP_CONFUSIONS,
+        whole=MATRIX,
+    )
+
+
+def _cells(one: Measured) -> dict[str, Any]:
+    """One row of the table of all measurements; None is "-" there."""
+    row, latency = one.row, one.row.latency_ms or {}
+    ratio = one.extra.get("ratio_p50")
+    return {
+        "one": one,
+        "row": row,
+        "name": words.called(one),
+        "kind": words.kind(one),
+        "latency": latency,
+        "p50_ci": p50_interval(one),
+        "ratio": ratio if isinstance(ratio, list) and len(ratio) == 3 and all(ratio) else None,
+        "noise": _noise(one),
+        "evidence": [
+            words.SHORT.get(found or "", found or "-") for found in (row.accuracy_evidence, row.latency_evidence)
+        ],
+        "error": without_paths(row.error) if row.error else "",
+    }
+
+
+def _noise(one: Measured) -> str:
+    """What the bench, or the device, says disturbed this row; "" where nothing was recorded."""
+    found = one.extra.get("noise") or one.extra.get("conditions")
+    if isinstance(found, str):
+        return without_paths(found)
+    if isinstance(found, dict):
+        said = [f"{key.replace('_', ' ')} {_value(value)}" for key, value in found.items() if _plain(value)]
+        return without_paths("; ".join(said))
+    return ""
+
+
+def _plain(value: object) -> bool:
+    return isinstance(value, str | int | float) and value is not False
+
+
+def _value(value: object) -> str:
+    return "yes" if value is True else f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _layers(facts: Facts) -> list[dict[str, Any]]:
+    if facts.layers is None:
+        return []
+    rows = facts.layers.rows[:TOP_LAYERS]
+    names = shortened([str(row["node"]) for row in rows], 60)
+    return [{"name": name, **row} for name, row in zip(names, rows, strict=True)]
