@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgetl.bundle import Bundle
-from edgetl.errors import BundleError
 from edgetl.measure import answers as kept_answers
 from edgetl.measure.answers import Answers
 from edgetl.report import accuracy, dataset, provenance, rows, training, variants
@@ -108,9 +107,9 @@ def gather(bundle: Bundle) -> Facts:
         misses=tuple(misses),
         training=fitted,
         data=data,
-        layers=_layers(bundle),
+        layers=_layers(bundle, advice),
         provenance=provenance.provenance(bundle, found, where),
-        notes=tuple(dict.fromkeys([*notes, *more, *about, *_gaps(bundle, found, data)])),
+        notes=tuple(dict.fromkeys([*notes, *more, *about, *_gaps(bundle, found, data), *_busy(found, where)])),
         answered=answers.at if answers else "",
     )
 
@@ -166,15 +165,32 @@ def _to_explain(answers: Answers | None) -> tuple[list[Shown], list[Shown]]:
     return accuracy.hits_and_misses(answers, answers.reference, MAPS) if answers else ([], [])
 
 
-def _layers(bundle: Bundle) -> Layers | None:
-    graphs = bundle.artifacts("graph", precision="int8")
-    if not any(bundle.artifacts("layers", made_from=graph["sha256"]) for graph in graphs):
+def _layers(bundle: Bundle, advice: Sequence[Advice]) -> Layers | None:
+    """Of the profile that the page opens with, where its int8 graph has an X-ray; else of the newest that has one."""
+    with_xray = [
+        graph["profile"]
+        for graph in bundle.artifacts("graph", precision="int8")
+        if bundle.artifacts("layers", made_from=graph["sha256"])
+    ]
+    if not with_xray:
         return None
-    found = xray_of(bundle)
-    try:
-        return Layers(tuple(dict(row) for row in found["layers"]), found["graph"])
-    except (KeyError, TypeError) as error:
-        raise BundleError("the X-ray cannot be read", error, "export again") from error
+    first = advice[0].profile if advice else None
+    found = xray_of(bundle, first if first in with_xray else with_xray[-1])
+    return Layers(tuple(dict(row) for row in found["layers"]), found["graph"])
+
+
+def _busy(found: Sequence[Measured], where: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """A machine that had more to do than it has cores when a bench began."""
+    out = []
+    for identity in dict.fromkeys(one.row.environment for one in found if one.ok and one.row.latency_ms):
+        machine = where.get(identity, {})
+        load, cores = machine.get("load_1m"), machine.get("affinity") or machine.get("cores")
+        if isinstance(load, int | float) and isinstance(cores, int) and load > cores:
+            out.append(
+                f"The machine was busy when a bench began (load {load:.1f} on {cores} cores): times are longer and "
+                "less steady than they would be; compare variants with each other rather than with a clock."
+            )
+    return out
 
 
 def _gaps(bundle: Bundle, found: Sequence[Measured], data: dataset.Data) -> list[str]:

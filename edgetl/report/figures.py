@@ -120,10 +120,27 @@ def _front(key: str, title: str, shown: Sequence[Measured], what: str) -> Markup
             continue
         note = f"{words.milliseconds(cost)} ms" if what == "latency" else f"{cost:.2f} MB"
         found.append(Point(words.called(one), words.kind(one), row.accuracy, row.accuracy_ci, cost, note))
+    found = _merged(found)
     best = pareto(found)
     points = [replace(point, front=front) for point, front in zip(found, best, strict=True)]
     unit = "median latency of one run, ms (log)" if what == "latency" else "file, MB (log)"
     return variants.front(key, title, points, unit)
+
+
+def _merged(points: Sequence[Point]) -> list[Point]:
+    """Points that lie on one place as one: the fp32 graphs of two profiles are one network."""
+    places: dict[tuple[str, float, str], Point] = {}
+    for point in points:
+        key = (point.precision, point.accuracy, f"{point.cost:.2g}")
+        there = places.get(key)
+        places[key] = point if there is None else replace(there, name=_both(there.name, point.name))
+    return list(places.values())
+
+
+def _both(first: str, second: str) -> str:
+    """ "fp32 cpu", "fp32 trt10" -> "fp32 cpu, trt10"."""
+    word = first.split(" ", maxsplit=1)[0] + " "
+    return f"{first}, {second.removeprefix(word)}"
 
 
 def _cost(one: Measured, what: str) -> float | None:

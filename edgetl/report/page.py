@@ -65,11 +65,16 @@ def _cells(one: Measured) -> dict[str, Any]:
         "p50_ci": p50_interval(one),
         "ratio": ratio if isinstance(ratio, list) and len(ratio) == 3 and all(ratio) else None,
         "noise": _noise(one),
-        "evidence": [
-            words.SHORT.get(found or "", found or "-") for found in (row.accuracy_evidence, row.latency_evidence)
-        ],
+        "evidence": _come_by(row.accuracy_evidence, row.latency_evidence),
         "error": without_paths(row.error) if row.error else "",
     }
+
+
+def _come_by(accuracy: str | None, latency: str | None) -> str:
+    said = [words.SHORT.get(found or "", found or "") for found in (accuracy, latency)]
+    if not said[1]:
+        return f"{said[0]}, no speed"
+    return said[0] if said[0] == said[1] else f"{said[0]}; speed {said[1]}"
 
 
 def _noise(one: Measured) -> str:

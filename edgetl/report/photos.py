@@ -157,7 +157,7 @@ def _explained(bundle: Bundle, explainer: Any, one: Shown, encoded: bytes) -> Ex
     laid = Image.fromarray(overlay(pixels, found, spec))
     said = f"{one.true}, named {one.answer} ({100 * one.probability:.0f} %)"
     return Explained(
-        small(image, f"photo of {said}"),
+        small(image, f"photo of {said}", MAP_SIDE, MAP_BYTES),
         small(laid, f"the same photo, {said}: warm colours mark what spoke for the answer", MAP_SIDE, MAP_BYTES),
         one,
     )

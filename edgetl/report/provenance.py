@@ -111,13 +111,17 @@ def machine_lines(found: Mapping[str, Any] | None) -> tuple[str, ...]:
     cores, threads = found.get("affinity") or found.get("cores"), found.get("threads")
     cpu = " ".join(str(found.get("cpu") or found.get("machine") or "").split())
     lines = [str(found["board"])] if found.get("board") else []
-    lines.append(
-        f"{cpu}, {cores} cores, " + (f"{threads} threads told" if threads else "threads as each runtime chose")
-    )
+    lines.append(f"{cpu}, {cores} cores, " + _threads(threads))
     lines += [f"GPU {name}" for name in found.get("gpus") or []]
     lines.append(str(found.get("os", "")))
     state = [f"{name} {found[key]}" for key, name in _STATE.items() if found.get(key) is not None]
     return tuple(line for line in [*lines, ", ".join(state)] if line)
+
+
+def _threads(told: object) -> str:
+    if not told:
+        return "threads as each runtime chose"
+    return "1 thread a backend" if told == 1 else f"{told} threads a backend"
 
 
 _STATE = {"governor": "governor", "power": "power", "load_1m": "load when it began"}

@@ -79,6 +79,12 @@ def called(one: Measured) -> str:
     return name + (f" x{row.batch}" if row.batch > 1 else "") + (f", {one.host}" if one.host else "")
 
 
+def named(facts: Facts, candidate: str) -> str:
+    """A candidate of the answers as `called` has it; its own name where no row of it is there."""
+    rows = [one for one in facts.measured if one.candidate == candidate and not one.host]
+    return called(min(rows, key=lambda one: one.row.batch)) if rows else candidate
+
+
 def kind(one: Measured) -> str:
     """The class of its mark."""
     return "ref" if one.row.backend == "torch" else one.row.precision

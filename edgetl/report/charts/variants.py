@@ -62,8 +62,13 @@ def intervals(
         if line.interval:
             svg.whisker((x(line.value), y), x(line.interval[0]), x(line.interval[1]), f"whisker {line.kind}")
         svg.mark(x(line.value), y, f"dot {line.kind}")
-        svg.text(WIDTH - 2, y + 4, f"{line.value:+.2f}" if marks else f"{line.value:.1f}", "value", "end")
+        svg.text(WIDTH - 2, y + 4, _signed(line.value) if marks else f"{line.value:.1f}", "value", "end")
     return svg.done()
+
+
+def _signed(value: float) -> str:
+    text = f"{abs(value):.2f}"
+    return text if float(text) == 0 else ("+" if value > 0 else "\N{MINUS SIGN}") + text
 
 
 def _marks(svg: Svg, x: Scale, bottom: float, marks: Sequence[tuple[float, str]]) -> None:
@@ -100,23 +105,33 @@ def front(key: str, title: str, points: Sequence[Point], unit: str) -> Markup | 
         if p.accuracy_ci:
             low, high = (y(100 * v) for v in p.accuracy_ci)
             svg.whisker(at, low, high, f"whisker {p.precision}", upright=True)
-        svg.mark(*at, f"dot {p.precision}" + ("" if p.front else " open"))
     _name_points(svg, x, y, points)
+    for p in points:
+        svg.mark(x(p.cost), y(100 * p.accuracy), f"dot {p.precision}" + ("" if p.front else " open"))
     return svg.done()
 
 
 def _name_points(svg: Svg, x: Scale, y: Scale, points: Sequence[Point]) -> None:
-    """A name beside each point, on the side where there is room, apart from those near it."""
+    """A name beside each point; of points that lie close together in one column, with a line to each."""
     groups: list[list[Point]] = []
     for p in sorted(points, key=lambda p: p.cost):
-        near = [group for group in groups if abs(x(group[-1].cost) - x(p.cost)) < 70]
-        (near[-1] if near else groups.append([]) or groups[-1]).append(p)  # type: ignore[func-returns-value]  # a new group
+        if groups and x(p.cost) - x(groups[-1][-1].cost) < NEAR:
+            groups[-1].append(p)
+        else:
+            groups.append([p])
     for group in groups:
-        places = apart([y(100 * p.accuracy) for p in group], 14)
-        for p, place in zip(group, places, strict=True):
-            at = x(p.cost)
-            right = at + 10 + width_of(p.name) < WIDTH
-            svg.text(at + 9 if right else at - 9, place - 7, isolated(p.name), "lab small", "start" if right else "end")
+        wide = max(width_of(p.name) for p in group) * 0.92
+        first, last = x(group[0].cost), x(group[-1].cost)
+        right = last + 14 + wide < WIDTH
+        at = last + 14 if right else first - 14
+        ordered = sorted(group, key=lambda p: -p.accuracy)
+        places = apart([y(100 * p.accuracy) - 8 for p in ordered], 14)
+        for p, place in zip(ordered, places, strict=True):
+            svg.line(x(p.cost), y(100 * p.accuracy), at + (-2 if right else 2), place, "leader")
+            svg.text(at, place + 4, isolated(p.name), "lab small", "start" if right else "end")
+
+
+NEAR = 46.0  # px along x within which points share a column of names
 
 
 @dataclass(frozen=True)
