@@ -12,6 +12,7 @@
     |   |   `-- ParityError     a graph does not say what PyTorch says
     |   |-- EngineError         parser or builder refused, or the engine lost its precision
     |   |-- BackendError        a runtime is missing or failed
+    |   |   `-- BackendCrash    a runtime took its process down with it
     |   |-- ConnectionLost      a device cannot be reached, or was lost on the way
     |   `-- DiskError           disk full, no permission
     `-- ContractUnmet           exit 3: a contract was asked for and not met; carries the full result
@@ -92,6 +93,10 @@ class EngineError(StageError):
 
 class BackendError(StageError):
     """A runtime (onnxruntime, TensorRT, CUDA) is missing or failed."""
+
+
+class BackendCrash(BackendError):
+    """A runtime ended the process that it was tried in: a crash, or the kernel out of memory."""
 
 
 class ConnectionLost(StageError):

@@ -3,6 +3,9 @@
     int8.drop_pp>0.5            the rows whose precision, backend, profile or id is "int8"
     size_bytes>5e6              a bare field: all rows
     trt10.latency_ms.p99>=8     a figure of a summary; lo and hi of an interval: drop_ci_pp.hi>1
+    int8.ratio_p50>0.5          latency beside the reference's, what a gate in CI should be about; .lo, .hi
+    latency_ci_ms.p50.hi>9      an end of a percentile's interval
+    int8.throughput_by_streams.4<100    images a second with four callers at once (`--streams 4`)
 
 Each matching row is tested and none may fulfil the condition. No match, a null or a failed row counts
 as failed: a gate that could not look must not let through.
@@ -17,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgetl.errors import InputError
-from edgetl.measure.rows import NUMERIC, PAIRS, SUMMARIES, SUMMARY_KEYS, Row
+from edgetl.measure.rows import INTERVALS, NUMERIC, PAIRS, SUMMARIES, SUMMARY_KEYS, Row
 
 OPERATORS: dict[str, Callable[[float, float], bool]] = {
     ">=": operator.ge,
@@ -50,10 +53,12 @@ class Condition:
     def value(self, row: Row) -> float | None:
         """The row's figure, or None where there is none."""
         found: Any = getattr(row, self.field)
-        if found is None or not self.part:
-            return found  # type: ignore[no-any-return]  # a number or None: parse allows numeric fields only
-        figure = found[_ENDS.index(self.part)] if self.field in PAIRS else found[self.part]
-        return None if figure is None else float(figure)
+        for step in _steps(self.field, self.part):
+            if found is None:
+                return None
+            # A mapping may lack the key: that many streams were not measured.
+            found = found.get(step) if isinstance(step, str) else found[step]
+        return None if found is None else float(found)
 
 
 def parse(text: str) -> Condition:
@@ -62,15 +67,14 @@ def parse(text: str) -> Condition:
     if match is None:
         raise InputError("--fail-if cannot be read", repr(text), _HOW)
     path, compare, limit = match.groups()
-    # From the right: a field's name holds no dot, a prefix (an id) might.
-    for pattern in (r"(?:(.+)\.)?(\w+)\.(\w+)", r"(?:(.+)\.)?(\w+)"):
-        parts = re.fullmatch(pattern, path)
-        if parts is None:
-            continue
-        prefix, field, part = (*parts.groups(), "")[:3]
-        if (part in _parts(field)) if part else (field in NUMERIC):
-            return Condition(text.strip(), prefix or "", field, part, compare, float(limit))
-    known = [*NUMERIC, *(f"{s}.{{{','.join(SUMMARY_KEYS)}}}" for s in SUMMARIES), *(f"{p}.{{lo,hi}}" for p in PAIRS)]
+    # A field's name holds no dot, a prefix (an id) might; a part of a field might too.
+    names = path.split(".")
+    for start in range(len(names)):
+        prefix, field, part = ".".join(names[:start]), names[start], ".".join(names[start + 1 :])
+        if part in _parts(field) or _is_stream(field, part):
+            return Condition(text.strip(), prefix, field, part, compare, float(limit))
+    known = [*NUMERIC, "ratio_p50", "throughput_by_streams.N", *(f"{p}.{{lo,hi}}" for p in (*PAIRS, "ratio_p50"))]
+    known += [f"{s}.{{{','.join(SUMMARY_KEYS)}}}" for s in SUMMARIES] + [f"{i}.p50.{{lo,hi}}" for i in INTERVALS]
     raise InputError("--fail-if names no number of a row", path, "known: " + ", ".join(known))
 
 
@@ -98,6 +102,26 @@ def _check(condition: Condition, rows: Sequence[Row]) -> list[str]:
 
 
 def _parts(field: str) -> tuple[str, ...]:
+    """What may stand after a field's name; "" for nothing."""
     if field in SUMMARIES:
         return SUMMARY_KEYS
-    return _ENDS if field in PAIRS else ()
+    if field in INTERVALS:
+        return tuple(f"{percentile}.{end}" for percentile in SUMMARY_KEYS[:4] for end in _ENDS)
+    if field == "ratio_p50":
+        return ("", *_ENDS)
+    if field in PAIRS:
+        return _ENDS
+    return ("",) if field in NUMERIC else ()
+
+
+def _is_stream(field: str, part: str) -> bool:
+    return field == "throughput_by_streams" and part.isdigit()
+
+
+def _steps(field: str, part: str) -> tuple[str | int, ...]:
+    """Keys and places that lead from a row's field to the number."""
+    if field == "ratio_p50":
+        return (("", *_ENDS).index(part),)
+    if field == "throughput_by_streams":
+        return (part, "throughput_ips")
+    return tuple(_ENDS.index(step) if step in _ENDS else step for step in part.split(".") if step)

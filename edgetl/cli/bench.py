@@ -14,10 +14,10 @@ from edgetl.cli.candidates import BACKENDS, PRECISIONS, PROVIDERS, Wish, parse_n
 from edgetl.cli.console import JsonFlag, OutOption, Session, session
 
 if TYPE_CHECKING:
-    from edgetl.bench import BenchData, BenchOptions, Change, Condition
+    from edgetl.bench import BenchData, BenchOptions, Change, Compared, Condition
     from edgetl.bundle import Bundle
-    from edgetl.measure.rows import Row
 
+MOST = 4096  # of a batch, or callers: more is a slip of the pen
 EXAMPLES = (
     "Example:  edgetl bench models/flowers\n\n"
     "In CI:    edgetl bench models/flowers --json --fail-if 'int8.drop_pp>0.5' --fail-if 'size_bytes>10e6'\n\n"
@@ -45,6 +45,10 @@ def bench(
         str | None, typer.Option(metavar="TARGET", help="Graphs for this target only, for example jetpack6.")
     ] = None,
     batch: Annotated[str, typer.Option(metavar="N,...", help="Batch sizes to time, for example 1,8.")] = "1",
+    streams: Annotated[
+        str | None,
+        typer.Option(metavar="N,...", help="Also throughput with so many callers at once, for example 1,2,4."),
+    ] = None,
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0: each runtime's own choice.")] = 0,
     warmup: Annotated[int | None, typer.Option(min=0, help="Runs before timing. Default: until steady.")] = None,
     seconds: Annotated[float, typer.Option(min=0.0, help="Timed for each backend, at least.")] = 5.0,
@@ -52,6 +56,7 @@ def bench(
         list[str] | None, typer.Option(metavar="CONDITION", help="Exit 3 where a row is like this. Repeatable.")
     ] = None,
     compare: Annotated[Path | None, typer.Option(help="An earlier --out file to compare with.", metavar="FILE")] = None,
+    html: Annotated[Path | None, typer.Option(help="Also write the bundle's report page here.", metavar="FILE")] = None,
     as_json: JsonFlag = False,
     out: OutOption = None,
 ) -> None:
@@ -59,6 +64,10 @@ def bench(
 
     Backends take turns, after warm-up; every image is decoded once for all. A number that would mean
     nothing (the latency of a TensorRT graph on a CPU) is not shown. Rows are kept in BUNDLE/runs/bench.jsonl.
+
+    Three clocks: latency_ms, array to array; end_to_end_ms, from the encoded file (in memory) to the label: decode,
+    resize, run, softmax; device_ms, the GPU alone by its own events. Intervals are at 95 %. A machine that was noisy
+    meanwhile is said to be, and by how much: quote ratio_p50, the ratio to the reference of the same bench, then.
     """
     with session(ctx, as_json, out) as run:
         from edgetl.bench import BenchOptions, parse
@@ -75,8 +84,13 @@ def bench(
         )
         conditions = [parse(text) for text in fail_if or []]
         earlier = _earlier(compare)
-        options = BenchOptions(_batches(batch), threads, Effort(seconds=seconds, warmup=warmup))
+        # At least ten turns: what varies from turn to turn is what intervals are made from.
+        effort = Effort(seconds=seconds, warmup=warmup, turn_seconds=min(0.2, max(0.02, seconds / 10)))
+        counts = () if streams is None else _counts(streams, "--streams")
+        options = BenchOptions(_counts(batch, "--batch"), counts, threads, effort)
         result = measured(run, opened, wish, data, options)
+        if html is not None:
+            _page(run, opened, html)
         _finish(run, opened, result, conditions, earlier)
 
 
@@ -116,10 +130,14 @@ def images_of(bundle: Bundle, data: str | None, say: Any) -> BenchData:
 
 def show(console: Any, result: dict[str, Any], title: str) -> None:
     """The table of a bench's JSON object."""
-    from edgetl.bench.table import render_table
+    from edgetl.bench.table import render_streams, render_table
     from edgetl.measure.rows import rows_of
 
-    console.print(render_table(rows_of(result, "this bench"), title))
+    rows = rows_of(result, "this bench")
+    console.print(render_table(rows, title))
+    streams = render_streams(rows)
+    if streams is not None:
+        console.print(streams)
 
 
 def _finish(
@@ -127,17 +145,17 @@ def _finish(
     bundle: Bundle,
     result: dict[str, Any],
     conditions: list[Condition],
-    earlier: tuple[Path, list[Row]] | None,
+    earlier: tuple[Path, Compared] | None,
 ) -> None:
     """Hand the result over; raise ContractUnmet where a condition is not kept."""
-    from edgetl.bench import changes, check_all
+    from edgetl.bench import Compared, changes, check_all
     from edgetl.errors import ContractUnmet
     from edgetl.measure.rows import rows_of
 
     rows = rows_of(result, bundle.path)
     found: list[Change] = []
     if earlier is not None:
-        found = changes(earlier[1], rows)
+        found = changes(earlier[1], Compared(rows, result["environments"]))
         result["compared"] = {"with": str(earlier[0]), "changes": [change.as_json() for change in found]}
 
     def shown(console: Any) -> None:
@@ -163,19 +181,28 @@ def _profile(target: str | None) -> str | None:
     return None if target is None else parse_target(target).profile
 
 
-def _batches(text: str) -> tuple[int, ...]:
+def _page(run: Session, bundle: Bundle, html: Path) -> None:
+    from edgetl.report.stage import ReportOptions, report
+
+    report(bundle, ReportOptions(html=html), run.monitor)
+
+
+def _counts(text: str, option: str) -> tuple[int, ...]:
     from edgetl.errors import InputError
 
     parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdigit() and int(part) > 0 for part in parts):
-        raise InputError("--batch wants sizes above zero", text, "for example --batch 1,8")
+    if not all(part.isdecimal() and 0 < int(part) <= MOST for part in parts):
+        raise InputError(f"{option} wants whole numbers from 1 to {MOST}", text, f"for example {option} 1,8")
     return tuple(dict.fromkeys(int(part) for part in parts))
 
 
-def _earlier(file: Path | None) -> tuple[Path, list[Row]] | None:
+def _earlier(file: Path | None) -> tuple[Path, Compared] | None:
     if file is None:
         return None
+    from edgetl.bench import Compared
     from edgetl.bundle import read_json
     from edgetl.measure.rows import rows_of
 
-    return file, rows_of(read_json(file, "earlier bench"), file)
+    found = read_json(file, "earlier bench")
+    environments = found.get("environments")
+    return file, Compared(rows_of(found, file), environments if isinstance(environments, dict) else {})

@@ -38,10 +38,14 @@ class Effort:
 
 @dataclass
 class Timing:
-    """What was seen of one call: wall milliseconds by run, the device's own where it tells, or its error."""
+    """What was seen of one call: wall milliseconds by run, the device's own where it tells, or its error.
+
+    `turns`: how many of the runs, in order, belong to each turn. No run is ever left out, however long it took.
+    """
 
     wall_ms: List[float] = field(default_factory=list)
     device_ms: List[float] = field(default_factory=list)
+    turns: List[int] = field(default_factory=list)
     warmup_runs: int = 0
     steady: bool = True
     error: Optional[Exception] = None
@@ -55,17 +59,27 @@ class Timed:
     device_ms: Callable[[], Optional[float]] = lambda: None
 
 
-def measure(calls: Mapping[str, Timed], effort: Effort, clock: Clock = time.perf_counter) -> Dict[str, Timing]:
-    """Warm each call up, then time them in turns. A call that raises keeps its error and is left out."""
+def measure(
+    calls: Mapping[str, Timed],
+    effort: Effort,
+    clock: Clock = time.perf_counter,
+    between: Callable[[], object] = lambda: None,
+) -> Dict[str, Timing]:
+    """Warm each call up, then time them in turns. A call that raises keeps its error and is left out.
+
+    `between` is called once before the first rotation and after each: whoever watches the machine does it there.
+    """
     out = {name: Timing() for name in calls}
     for name, call in calls.items():
         with _errors_into(out[name]):
             _warm_up(call, out[name], effort, clock)
     waiting = [name for name in calls if out[name].error is None]
+    between()
     while waiting:
         for name in waiting:
             with _errors_into(out[name]), _no_garbage_collection():
                 _turn(calls[name], out[name], effort, clock)
+        between()
         waiting = [name for name in waiting if out[name].error is None and not _enough(out[name], effort)]
     return out
 
@@ -93,7 +107,7 @@ def _warm_up(call: Timed, timing: Timing, effort: Effort, clock: Clock) -> None:
 
 def _turn(call: Timed, timing: Timing, effort: Effort, clock: Clock) -> None:
     call.run()  # untimed: it finds the caches as the others left them
-    end = clock() + effort.turn_seconds
+    before, end = len(timing.wall_ms), clock() + effort.turn_seconds
     while True:
         start = clock()
         call.run()
@@ -103,6 +117,7 @@ def _turn(call: Timed, timing: Timing, effort: Effort, clock: Clock) -> None:
         if device is not None:
             timing.device_ms.append(device)
         if stop >= end:
+            timing.turns.append(len(timing.wall_ms) - before)
             return
 
 

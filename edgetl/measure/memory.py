@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Callable, Optional
 
 import numpy as np
 
-from edgetl.errors import BackendError
+from edgetl.errors import BackendCrash, BackendError
 from edgetl.runtime import Backend
 
 RUNS = 3
@@ -46,7 +47,8 @@ def peak_of(opens: Callable[[], Backend], batch: int = 1, timeout: float = 120.0
     """Peak resident MB of a process that opens this backend and runs it on `batch` images.
 
     `opens` must be picklable (a functools.partial of a class or a module's function).
-    None where the system does not tell. Raises BackendError when the process fails or takes too long.
+    None where the system does not tell. Raises BackendError when the process fails or takes too long, BackendCrash
+    when a signal ended it (a crash of the runtime, or the kernel out of memory).
     """
     try:
         job = pickle.dumps((opens, batch))
@@ -67,10 +69,22 @@ def peak_of(opens: Callable[[], Backend], batch: int = 1, timeout: float = 120.0
     except subprocess.TimeoutExpired as error:
         raise BackendError("measuring memory took too long", "%.0f s" % timeout) from error
     except subprocess.CalledProcessError as error:
+        if error.returncode < 0:
+            raise BackendCrash(
+                "the backend ended the process that it was tried in", _signal(-error.returncode)
+            ) from error
         last = error.stderr.decode("utf-8", "replace").strip().splitlines()[-1:]
         raise BackendError("the process that measures memory failed", "".join(last) or error.returncode) from error
     answer = json.loads(done.stdout.decode("utf-8"))["peak_rss_mb"]
     return None if answer is None else float(answer)
+
+
+def _signal(number: int) -> str:
+    try:
+        name = signal.Signals(number).name
+    except ValueError:
+        name = "signal %d" % number
+    return name + (" (out of memory?)" if name == "SIGKILL" else "")
 
 
 def _child() -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Dict, List, Mapping, Optional, Tuple
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from edgetl.errors import InputError
 from edgetl.runtime import EVIDENCE
 from edgetl.stats import Summary
+
+Ends = Dict[str, Optional[Sequence[float]]]  # [lo, hi] by percentile
 
 SCHEMA = 1
 STATUS = ("ok", "failed")
@@ -20,6 +22,12 @@ class Row:
     accuracy 0-1; drop_pp in percentage points against the reference, positive is worse; agreement 0-1;
     latency_ms array to array, end_to_end_ms from the encoded bytes, device_ms on the GPU: each of one
     batch, as stats.percentiles gives it; throughput_ips images a second; evidence as runtime.EVIDENCE.
+
+    Beside the contract's keys, which a file of an older edgetl may lack: macro averages over classes and ece 0-1,
+    p_mcnemar of the paired difference; *_ci_ms: 95 % interval of each percentile, {"p50": [lo, hi] or None, ...};
+    end_to_end_parts_ms: medians of {"decode", "resize", "run"}; ratio_p50: this row's latency p50 over that of the row
+    `ratio_to`, as [ratio, lo, hi]; noise: what went on meanwhile (measure.noise), {"noisy": bool, "why": [...], ...};
+    throughput_by_streams: {"4": {"throughput_ips", "p50_ms", "p99_ms", "n"} or None, ...} by concurrent callers.
     """
 
     id: str
@@ -50,6 +58,19 @@ class Row:
     size_bytes: Optional[int] = None
     peak_rss_mb: Optional[float] = None
     energy_mj: Optional[float] = None
+    macro_precision: Optional[float] = None
+    macro_recall: Optional[float] = None
+    macro_f1: Optional[float] = None
+    ece: Optional[float] = None
+    p_mcnemar: Optional[float] = None
+    latency_ci_ms: Optional[Ends] = None
+    device_ci_ms: Optional[Ends] = None
+    end_to_end_ci_ms: Optional[Ends] = None
+    end_to_end_parts_ms: Optional[Dict[str, float]] = None
+    ratio_p50: Optional[Tuple[float, float, float]] = None
+    ratio_to: Optional[str] = None
+    noise: Optional[Dict[str, Any]] = None
+    throughput_by_streams: Optional[Dict[str, Any]] = None
 
     def __post_init__(self) -> None:
         if self.status not in STATUS or (self.status == "failed") != (self.error is not None):
@@ -61,7 +82,7 @@ class Row:
     def to_json(self) -> Dict[str, Any]:
         """The object of cli.md."""
         out = asdict(self)
-        for key in ("accuracy_ci", "drop_ci_pp"):
+        for key in (*PAIRS, "ratio_p50"):
             out[key] = None if out[key] is None else list(out[key])
         return out
 
@@ -70,24 +91,32 @@ class Row:
         """Read what `to_json` wrote. Raises InputError naming the key that is missing, unknown or of another type."""
         if not isinstance(data, Mapping):
             raise InputError("a row is not an object", data)
-        odd = sorted(set(data) ^ set(FIELDS))
+        odd = sorted((set(data) - set(FIELDS) - set(ADDED)) | (set(FIELDS) - set(data)))
         if odd:
             raise InputError("a row lacks a key or has one too many", odd[0], "rows are written by `edgetl bench`")
         for key, value in data.items():
             if not _fits(key, value):
                 raise InputError("a row's value has another type", "%s = %r, want %s" % (key, value, _kind(key)))
-        pairs = {key: tuple(data[key]) for key in ("accuracy_ci", "drop_ci_pp") if data[key] is not None}
+        pairs = {key: tuple(data[key]) for key in (*PAIRS, "ratio_p50") if data.get(key) is not None}
         return cls(**dict(data, **pairs))
 
 
-FIELDS = tuple(f.name for f in fields(Row))
+_NAMES = tuple(f.name for f in fields(Row))
+FIELDS = _NAMES[: _NAMES.index("energy_mj") + 1]  # of cli.md, in its order
+ADDED = _NAMES[len(FIELDS) :]  # what a row of an older edgetl may lack
 SUMMARIES = ("latency_ms", "device_ms", "end_to_end_ms")
+INTERVALS = ("latency_ci_ms", "device_ci_ms", "end_to_end_ci_ms")
 PAIRS = ("accuracy_ci", "drop_ci_pp")
+PARTS = ("decode", "resize", "run")
 _COUNTS = ("batch", "n_images", "flips", "size_bytes")
-_NUMBERS = ("accuracy", "drop_pp", "agreement", "throughput_ips", "peak_rss_mb", "energy_mj")
+_NUMBERS = (
+    *("accuracy", "drop_pp", "agreement", "throughput_ips", "peak_rss_mb", "energy_mj"),
+    *("macro_precision", "macro_recall", "macro_f1", "ece", "p_mcnemar"),
+)
 _REQUIRED = ("id", "environment", "backend", "provider", "precision", "status", "split", "batch", "n_images")
 NUMERIC = _COUNTS + _NUMBERS
 SUMMARY_KEYS = ("p50", "p90", "p95", "p99", "mean", "n")
+STREAM_KEYS = ("throughput_ips", "p50_ms", "p99_ms", "n")
 
 
 def rows_of(result: Mapping[str, Any], where: object) -> List[Row]:
@@ -98,32 +127,52 @@ def rows_of(result: Mapping[str, Any], where: object) -> List[Row]:
 
 
 def _kind(key: str) -> str:
-    if key in _COUNTS:
-        return "a whole number"
-    if key in _NUMBERS:
-        return "a number"
-    if key in PAIRS:
-        return "[lo, hi]"
-    return "{%s}" % ", ".join(SUMMARY_KEYS) if key in SUMMARIES else "a text"
+    return next((kind for keys, kind, _ in _TYPES if key in keys), "a text")
 
 
 def _fits(key: str, value: object) -> bool:
     if value is None:
         return key not in _REQUIRED
-    if key in _COUNTS:
-        return isinstance(value, int) and not isinstance(value, bool)
-    if key in _NUMBERS:
-        return _number(value)
-    if key in PAIRS:
-        return isinstance(value, (list, tuple)) and len(value) == 2 and all(_number(v) for v in value)
-    if key in SUMMARIES:
-        return (
-            isinstance(value, dict)
-            and set(value) == set(SUMMARY_KEYS)
-            and all(v is None or _number(v) for v in value.values())
-        )
-    return isinstance(value, str)
+    return next((fits(value) for keys, _, fits in _TYPES if key in keys), isinstance(value, str))
 
 
 def _number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _numbers(count: int) -> Callable[[object], bool]:
+    return lambda value: isinstance(value, (list, tuple)) and len(value) == count and all(map(_number, value))
+
+
+def _object(keys: Sequence[str], fits: Callable[[object], bool]) -> Callable[[object], bool]:
+    """An object of exactly these keys, whose values fit or are null."""
+    return lambda value: (
+        isinstance(value, dict) and set(value) == set(keys) and all(v is None or fits(v) for v in value.values())
+    )
+
+
+def _noise(value: object) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("noisy"), bool) and isinstance(value.get("why"), list)
+
+
+def _streams(value: object) -> bool:
+    fits = _object(STREAM_KEYS, _number)
+    return isinstance(value, dict) and all(str(key).isdigit() and (v is None or fits(v)) for key, v in value.items())
+
+
+# (keys, what a value is called, whether it is one); all other keys hold texts
+_TYPES: Tuple[Tuple[Tuple[str, ...], str, Callable[[object], bool]], ...] = (
+    (_COUNTS, "a whole number", _count),
+    (_NUMBERS, "a number", _number),
+    (PAIRS, "[lo, hi]", _numbers(2)),
+    (("ratio_p50",), "[ratio, lo, hi]", _numbers(3)),
+    (SUMMARIES, "{%s}" % ", ".join(SUMMARY_KEYS), _object(SUMMARY_KEYS, _number)),
+    (INTERVALS, "{%s} of [lo, hi]" % ", ".join(SUMMARY_KEYS[:4]), _object(SUMMARY_KEYS[:4], _numbers(2))),
+    (("end_to_end_parts_ms",), "{%s}" % ", ".join(PARTS), _object(PARTS, _number)),
+    (("noise",), '{"noisy", "why", ...}', _noise),
+    (("throughput_by_streams",), '{"1": {%s}, ...}' % ", ".join(STREAM_KEYS), _streams),
+)

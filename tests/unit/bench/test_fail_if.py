@@ -32,8 +32,13 @@ INT8 = Row(
     drop_ci_pp=(-0.2, 1.4),
     latency_ms=SUMMARY,
     size_bytes=4_000_000,
+    macro_f1=0.8,
+    latency_ci_ms={"p50": [0.9, 1.1], "p90": None, "p95": None, "p99": None},
+    ratio_p50=(0.4, 0.3, 0.5),
+    throughput_by_streams={"4": {"throughput_ips": 400.0, "p50_ms": 1.0, "p99_ms": None, "n": 9}, "2": None},
 )
 FP32 = replace(INT8, id="torch-cpu-fp32-b1", backend="torch", profile=None, precision="fp32", drop_pp=0.0)
+FP32 = replace(FP32, ratio_p50=None)
 FAILED = replace(FP32, id="dead", precision="fp16", status="failed", error="out of memory", drop_pp=None)
 
 
@@ -56,6 +61,19 @@ FAILED = replace(FP32, id="dead", precision="fp16", status="failed", error="out 
         ("int8.latency_ms.p95>.5", False),
         ("onnxruntime-cpu-trt10-int8-b1.flips>-1", False),  # null
         ("latency_ms.p99>8", False),  # null
+        ("int8.ratio_p50>0.5", True),
+        ("int8.ratio_p50>0.2", False),
+        ("int8.ratio_p50.hi>0.4", False),
+        ("int8.ratio_p50.lo>0.4", True),
+        ("int8.latency_ci_ms.p50.hi>1.1", True),
+        ("int8.latency_ci_ms.p50.lo<1", False),
+        ("int8.latency_ci_ms.p99.hi>1e9", False),  # null
+        ("int8.throughput_by_streams.4<100", True),
+        ("onnxruntime-cpu-trt10-int8-b1.throughput_by_streams.4<500", False),
+        ("int8.throughput_by_streams.2<1", False),  # null: it failed
+        ("int8.throughput_by_streams.8<1", False),  # not measured
+        ("int8.macro_f1<0.9", False),
+        ("fp32.ratio_p50>9", False),  # null
         ("int4.drop_pp>0.5", False),  # no such row
     ],
 )
@@ -88,6 +106,13 @@ def test_a_failed_row_is_not_kept_whatever_the_condition() -> None:
         "int8.latency_ms>1",
         "latency_ms.p42>1",
         "drop_ci_pp.p50>1",
+        "latency_ci_ms.p50>1",
+        "latency_ci_ms.hi>1",
+        "ratio_p50.p50>1",
+        "throughput_by_streams>1",
+        "throughput_by_streams.many>1",
+        "noise.spread>1",
+        "noise>1",
         "error>1",
         "__class__>1",
         "drop_pp.real>1",

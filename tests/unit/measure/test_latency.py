@@ -52,6 +52,36 @@ def test_calls_take_turns() -> None:
     assert timed == "aaaaaabbbbbb" * 2
 
 
+def test_runs_are_told_by_turn_and_the_machine_is_watched_between_rotations() -> None:
+    clock = HandClock()
+    calls = {name: Timed(clock.call(name, lambda n: 10.0)) for name in "ab"}
+    found = measure(calls, QUICK, clock, lambda: clock.log.append("|"))
+    assert "".join(clock.log) == "aabb|" + "aaaaaabbbbbb|" * 2
+    assert found["a"].turns == found["b"].turns == [5, 5]
+
+
+def test_a_planted_outlier_is_kept() -> None:
+    clock = HandClock()
+    found = measure({"a": Timed(clock.call("a", lambda n: 500.0 if n == 7 else 1.0))}, QUICK, clock)["a"]
+    assert max(found.wall_ms) == 500 * TICK * 1000
+    assert sum(found.turns) == len(found.wall_ms)
+
+
+def test_a_planted_sleep_shows_as_what_it_is() -> None:
+    clock = HandClock()
+    plain = clock.call("plain", lambda n: 20.0)
+    slow = clock.call("slow", lambda n: 20.0)
+
+    def slept() -> None:
+        slow()
+        clock.now += 5 * TICK
+
+    found = measure({"plain": Timed(plain), "slow": Timed(slept)}, QUICK, clock)
+    assert [b - a for a, b in zip(found["plain"].wall_ms, found["slow"].wall_ms, strict=False)] == [
+        5 * TICK * 1000
+    ] * min(len(f.wall_ms) for f in found.values())
+
+
 def test_a_drift_of_the_machine_falls_on_both() -> None:
     clock = HandClock()
 

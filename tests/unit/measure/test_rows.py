@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from edgetl.errors import InputError
-from edgetl.measure.rows import FIELDS, Row, rows_of
+from edgetl.measure.rows import ADDED, FIELDS, Row, rows_of
 
 # The contract: the keys of a row in the order of the command line's documentation.
 KEYS = """
@@ -18,6 +18,7 @@ accuracy accuracy_ci drop_pp drop_ci_pp agreement flips accuracy_evidence latenc
 end_to_end_ms throughput_ips size_bytes peak_rss_mb energy_mj
 """
 SUMMARY = {"p50": 1.0, "p90": 2.0, "p95": None, "p99": None, "mean": 1.2, "n": 120}
+INTERVAL = {"p50": [0.9, 1.1], "p90": [1.8, 2.4], "p95": None, "p99": None}
 ROW = Row(
     id="onnxruntime-cpu-trt10-fp32-b1",
     environment="0123456789ab",
@@ -45,11 +46,20 @@ ROW = Row(
     throughput_ips=800.0,
     size_bytes=9_000_000,
     peak_rss_mb=120.5,
+    macro_f1=0.88,
+    p_mcnemar=1.0,
+    latency_ci_ms=INTERVAL,
+    end_to_end_parts_ms={"decode": 0.4, "resize": 0.2, "run": 1.1},
+    ratio_p50=(0.5, 0.48, 0.52),
+    ratio_to="torch-cpu-fp32-b1",
+    noise={"noisy": True, "why": ["other processes used 1.5 of 2 cores"], "spread": 0.08},
+    throughput_by_streams={"1": {"throughput_ips": 800.0, "p50_ms": 1.0, "p99_ms": None, "n": 90}, "4": None},
 )
 
 
 def test_the_keys_are_the_contract() -> None:
-    assert list(ROW.to_json()) == KEYS.split() == list(FIELDS)
+    assert list(ROW.to_json()) == [*FIELDS, *ADDED]
+    assert list(FIELDS) == KEYS.split()
 
 
 def test_a_row_survives_json() -> None:
@@ -58,9 +68,27 @@ def test_a_row_survives_json() -> None:
     assert Row.from_json(json.loads(json.dumps(failed.to_json()))) == failed
 
 
+def test_a_row_of_an_older_edgetl_lacks_what_was_added() -> None:
+    older = {key: value for key, value in ROW.to_json().items() if key in FIELDS}
+    found = Row.from_json(older)
+    assert [getattr(found, key) for key in ADDED] == [None] * len(ADDED)
+    assert replace(found, **{key: getattr(ROW, key) for key in ADDED}) == ROW
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [
+        ("ratio_p50", [1.0, 2.0]),
+        ("ratio_p50", [1.0, 2.0, None]),
+        ("ratio_to", 3),
+        ("ece", "low"),
+        ("latency_ci_ms", {"p50": [1, 2]}),
+        ("latency_ci_ms", dict(INTERVAL, p99=4)),
+        ("end_to_end_parts_ms", {"decode": 1.0}),
+        ("noise", {"why": []}),
+        ("noise", ["loud"]),
+        ("throughput_by_streams", {"four": None}),
+        ("throughput_by_streams", {"4": {"throughput_ips": 1.0}}),
         ("id", None),
         ("batch", None),
         ("batch", 1.5),
