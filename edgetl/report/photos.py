@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from edgetl.bundle import Bundle
-from edgetl.errors import BackboneError, BundleError, DataError
+from edgetl.errors import BackboneError, DataError
 from edgetl.images import Sample, decode, read_sample, to_input
 from edgetl.report.accuracy import Shown
 
@@ -131,6 +131,8 @@ def explained(
     """(photos with their class-activation maps, why there are none). The maps are of the answer that was given."""
     if not shown:
         return (), "no bench has kept its answers yet"
+    if not bundle.artifacts("checkpoint"):
+        return (), "they want the network in PyTorch, and an adopted bundle has none"
     there = [(one, encoded) for one in shown for encoded in [_bytes(root, one.path, one.digest)] if encoded is not None]
     if not there:
         return (), "the photos are not where the bundle was made from them any more (or are not on this machine)"
@@ -142,7 +144,7 @@ def explained(
         for index, (one, encoded) in enumerate(there, start=1):
             out.append(_explained(bundle, explainer, one, encoded))
             monitor.progress("maps", index, len(there))
-    except (BundleError, BackboneError) as error:
+    except BackboneError as error:
         return (), error.what
     return tuple(out), ""
 

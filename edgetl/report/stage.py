@@ -67,10 +67,9 @@ def pictures(bundle: Bundle, facts: Facts, maps: bool, monitor: Monitor = SILENT
     shown = facts.flips.shown if facts.flips else ()
     wanted = [(one.path, one.digest, f"photo of {one.true}, before {one.before}, now {one.after}") for one in shown]
     found, gone = photos.flipped(root, wanted)
-    why_not, explained = "they were not asked for", ()
-    if maps:
-        explained, why_not = photos.explained(bundle, root, (*facts.hits, *facts.misses), monitor)
-    return Pictures(found, explained, photos.examples(bundle), why_not, gone)
+    none: tuple[tuple[photos.Explained, ...], str] = ((), "they were not asked for")
+    told = photos.explained(bundle, root, (*facts.hits, *facts.misses), monitor) if maps else none
+    return Pictures(found, told[0], photos.examples(bundle), told[1], gone)
 
 
 def _check(bundle: Bundle, option: str, path: Path | None) -> None:

@@ -19,7 +19,7 @@ HEAVY = (
 )  # fmt: skip
 COMMANDS = (
     "demo", "finetune", "pretrain", "adopt", "export", "build", "bench", "rank", "domains", "classify", "inspect",
-    "verify", "deploy", "doctor",
+    "verify", "deploy", "doctor", "report",
 )  # fmt: skip
 DEVICE_SIDE = tuple(name for name in TRAVELS if name != "__init__")
 FOREIGN = (
@@ -64,7 +64,7 @@ def test_help_loads_nothing_heavy(command):
 
 
 ON_A_BUNDLE = {"export": (), "build": ("--precision", "int8"), "bench": (), "classify": ("x.jpg",)}
-ON_A_BUNDLE |= {"inspect": (), "verify": ()}
+ON_A_BUNDLE |= {"inspect": (), "verify": (), "report": ("--html", "x.html")}
 
 
 @pytest.mark.parametrize("command", ON_A_BUNDLE)

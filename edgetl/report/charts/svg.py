@@ -192,4 +192,4 @@ def axes(svg: Svg, x: Scale, y: Scale, names: tuple[str, str], most: int = 5) ->
         svg.text(x(value), y.start + 17, number(value), "tick", "middle")
     svg.line(x.start, y.start, x.end, y.start, "axis")
     svg.text((x.start + x.end) / 2, y.start + 34, names[0], "name", "middle")
-    svg.text(x.start - 30 if x.start > 34 else 2, y.end - 10, names[1], "name")
+    svg.text(2, y.end - 12, names[1], "name")

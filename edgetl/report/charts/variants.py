@@ -86,52 +86,55 @@ def _ruler(svg: Svg, x: Scale, top: float, bottom: float, unit: str, most: int =
 
 
 def front(key: str, title: str, points: Sequence[Point], unit: str) -> Markup | None:
-    """Accuracy (%, with whiskers) against cost (log scale); the front is joined, its points are full."""
+    """Accuracy (%, with whiskers) against cost (log scale); the front is joined, its points are full.
+
+    Names stand above the plot in as many rows as keep them apart, each with a line down to its point.
+    """
     if not points:
         return None
     text = "; ".join(
         f"{p.name}: accuracy {100 * p.accuracy:.1f} %, {p.note}" + (" (on the Pareto front)" if p.front else "")
         for p in points
     )
-    svg = Svg(key, title, text + ".", WIDTH, 270)
     x = Scale(*around_log([p.cost for p in points], 1.6), 40, WIDTH - 16, log=True)
-    y = Scale(*around([100 * v for p in points for v in (p.accuracy, *(p.accuracy_ci or ()))], 0.1, 0.5), 226, 30)
+    names = _rows([(x(p.cost), p.name) for p in points])
+    top = 34 + 15 * (1 + max(row for row, _ in names))
+    svg = Svg(key, title, text + ".", WIDTH, top + 236)
+    y = Scale(
+        *around([100 * v for p in points for v in (p.accuracy, *(p.accuracy_ci or ()))], 0.1, 0.5), top + 192, top
+    )
     axes(svg, x, y, (unit, "accuracy, %"))
     best = sorted((p for p in points if p.front), key=lambda p: p.cost)
     if len(best) > 1:
         svg.path([(x(p.cost), y(100 * p.accuracy)) for p in best], "front")
-    for p in points:
+    for p, (row, centre) in zip(points, names, strict=True):
         at = (x(p.cost), y(100 * p.accuracy))
+        high = at[1]
         if p.accuracy_ci:
             low, high = (y(100 * v) for v in p.accuracy_ci)
             svg.whisker(at, low, high, f"whisker {p.precision}", upright=True)
-    _name_points(svg, x, y, points)
+        svg.line(at[0], high - 2, at[0], 18 + 15 * row, "leader")
+        svg.text(centre, 14 + 15 * row, isolated(p.name), "lab small", "middle")
     for p in points:
         svg.mark(x(p.cost), y(100 * p.accuracy), f"dot {p.precision}" + ("" if p.front else " open"))
     return svg.done()
 
 
-def _name_points(svg: Svg, x: Scale, y: Scale, points: Sequence[Point]) -> None:
-    """A name beside each point; of points that lie close together in one column, with a line to each."""
-    groups: list[list[Point]] = []
-    for p in sorted(points, key=lambda p: p.cost):
-        if groups and x(p.cost) - x(groups[-1][-1].cost) < NEAR:
-            groups[-1].append(p)
-        else:
-            groups.append([p])
-    for group in groups:
-        wide = max(width_of(p.name) for p in group) * 0.92
-        first, last = x(group[0].cost), x(group[-1].cost)
-        right = last + 14 + wide < WIDTH
-        at = last + 14 if right else first - 14
-        ordered = sorted(group, key=lambda p: -p.accuracy)
-        places = apart([y(100 * p.accuracy) - 8 for p in ordered], 14)
-        for p, place in zip(ordered, places, strict=True):
-            svg.line(x(p.cost), y(100 * p.accuracy), at + (-2 if right else 2), place, "leader")
-            svg.text(at, place + 4, isolated(p.name), "lab small", "start" if right else "end")
-
-
-NEAR = 46.0  # px along x within which points share a column of names
+def _rows(names: Sequence[tuple[float, str]]) -> list[tuple[int, float]]:
+    """(row, centre in px) of each (place, name): the lowest row, counted from above, where it meets no other."""
+    taken: list[list[tuple[float, float]]] = []
+    out: list[tuple[int, float]] = [(0, 0.0)] * len(names)
+    for index in sorted(range(len(names)), key=lambda i: names[i][0]):
+        place, name = names[index]
+        half = width_of(name) / 2 * 0.95 + 3
+        centre = min(max(place, half), WIDTH - half)
+        spans = (centre - half, centre + half)
+        row = next((r for r, own in enumerate(taken) if all(spans[0] > e or spans[1] < s for s, e in own)), len(taken))
+        if row == len(taken):
+            taken.append([])
+        taken[row].append(spans)
+        out[index] = (row, centre)
+    return out
 
 
 @dataclass(frozen=True)
