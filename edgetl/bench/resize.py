@@ -35,8 +35,9 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     Pixels = npt.NDArray[np.uint8]
-    Logits = Floats = npt.NDArray[np.float32]
+    Floats = npt.NDArray[np.float32]
     Ints = npt.NDArray[np.intp]
+    Logits = Floats
 
 LIMIT = 512  # images, class-balanced: as many as a deploy proves with
 FILTER = "nvinfer, scaling-filter=1: bilinear between four pixels, emulated"

@@ -7,13 +7,13 @@ private modes. A job (build, bench, verify) outlives the connection: where that 
 from __future__ import annotations
 
 import shlex
-import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from edgetl.bundle import sha256_bytes
+from edgetl.deploy.lock import Busy, Lock
 from edgetl.deploy.ssh import Body, Connection, Done
 from edgetl.errors import BackendError, ConnectionLost, ContractUnmet, EdgetlError
 from edgetl.monitor import SILENT, Monitor
@@ -39,6 +39,7 @@ class Device:
         self._app, self._leaves = app, leaves
         self._sha256 = sha256_bytes(app)
         self._path = f"{HOME}/app/edgetl-{self._sha256[:12]}.pyz"
+        self._lock: Lock | None = None
         self.moved = 0
         self.starts = 0  # of Python on the device
 
@@ -107,46 +108,36 @@ class Device:
     def locked(self) -> Iterator[None]:
         """One deploy at a time into this folder; let go of when the connection ends, however it ends.
 
-        Raises BackendError where another deploy has it.
+        Where it broke and a call goes on over a new one, the lock is taken again first. Raises BackendError where
+        another deploy has it.
         """
-        root = shlex.quote(self.root)
-        script = f"umask 077; mkdir -p {root} && exec flock -n {root}/lock sh -c 'echo locked; exec cat >/dev/null'"
-        process = self.connection.start(["sh", "-c", script])
-        assert process.stdin and process.stdout and process.stderr
+        self._lock = Lock(self.connection, self.root)
         try:
-            if process.stdout.readline().strip() != b"locked":
-                _, said = process.communicate()
-                raise self._not_locked(process, said.decode("utf-8", "replace"))
             yield
         finally:
-            process.stdin.close()
-            process.kill()
-            process.wait()
-            process.stdout.close()
-            process.stderr.close()
-
-    def _not_locked(self, process: subprocess.Popen[bytes], said: str) -> EdgetlError:
-        if process.returncode == 255:
-            return self.connection.lost(said)
-        if said.strip():
-            return BackendError("the device's folder cannot be used", f"{self.root}: {_last(said)}")
-        return BackendError(
-            "another deploy into this folder is running", self.root, "wait for it, or use another --name"
-        )
+            self._lock.close()
+            self._lock = None
 
     def _run(self, command: Sequence[str], body: Body, job: bool) -> Done:
         self.starts += 1
         if not job:
+            self._hold()
             return self.connection.run(command, body, self._live)
         for wait in (*_WAITS_S, None):
             try:
+                self._hold()
                 return self.connection.run(command, body, self._live)
-            except ConnectionLost as error:
+            except (ConnectionLost, Busy) as error:
                 if wait is None:
                     raise
                 self.monitor.warn(f"{error.what}: joining the work on the device again in {wait:g} s")
                 time.sleep(wait)
         raise AssertionError
+
+    def _hold(self) -> None:
+        if self._lock is not None and not self._lock.held:
+            self._lock.close()
+            self._lock = Lock(self.connection, self.root)
 
     def _live(self, line: str) -> None:
         said = line.strip()

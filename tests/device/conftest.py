@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -30,10 +31,36 @@ class Device:
     known_hosts: Path
     process: subprocess.Popen[bytes]
     folder: Path
+    command: list[str]
 
     @property
     def root(self) -> Path:
         return self.home / ".local/share/edgetl"
+
+    def export(self, **environment: object) -> None:
+        """Variables of every login from now on; None takes one away again."""
+        self._environment.update(environment)
+        lines = [f"export {k}={shlex.quote(str(v))}" for k, v in self._environment.items() if v is not None]
+        (self.folder / "environment").write_text("\n".join(lines) + "\n")
+
+    def log_in_through(self, words: str) -> None:
+        """A command that runs the shell of every login, say with fewer rights; "" for none."""
+        (self.folder / "through").write_text(words)
+
+    def reboot(self) -> None:
+        """End every process of the board at once, its sshd too, and start sshd again: only its disk stays."""
+        self.process.kill()
+        self.process.wait()
+        self.cut()
+        home = b"HOME=" + str(self.home).encode()
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit() and home in _environment_of(entry):
+                _kill(int(entry.name))
+        with (self.folder / "log").open("ab") as log:
+            self.process = subprocess.Popen(self.command, stderr=log)
+
+    def __post_init__(self) -> None:
+        self._environment: dict[str, object] = {}
 
     def sessions(self) -> list[int]:
         """Process ids of the sshd processes that serve a connection."""
@@ -47,6 +74,13 @@ class Device:
             for child in found.stdout.split():
                 _kill(int(child))
             _kill(pid)
+
+
+def _environment_of(process: Path) -> list[bytes]:
+    try:
+        return (process / "environ").read_bytes().split(b"\0")
+    except OSError:
+        return []  # it went, or is another user's
 
 
 def _kill(pid: int) -> None:
@@ -63,9 +97,18 @@ def board(tmp_path: Path) -> Iterator[Device]:
         pytest.skip("OpenSSH's client and server are not installed (apt-get install openssh-server)")
     home = tmp_path / "home"
     home.mkdir(mode=0o700)
-    login = f'export HOME="{home}" PATH="{Path(sys.executable).parent}:$PATH" OMP_NUM_THREADS=1'
-    with _served(tmp_path / "ssh", [SSHD], tmp_path / "ssh", login) as (config, known, process):
-        yield Device(home, config, known, process, tmp_path / "ssh")
+    ssh = tmp_path / "ssh"
+    login = f'export HOME="{home}" PATH="{Path(sys.executable).parent}:$PATH" OMP_NUM_THREADS=1\n'
+    login += (
+        f'[ ! -f "{ssh}/environment" ] || . "{ssh}/environment"\n[ ! -f "{ssh}/through" ] || T=$(cat "{ssh}/through")'
+    )
+    with _served(ssh, [SSHD], ssh, login) as (config, known, process, command):
+        device = Device(home, config, known, process, ssh, command)
+        try:
+            yield device
+        finally:
+            device.process.terminate()
+            device.process.wait()
 
 
 @pytest.fixture
@@ -84,8 +127,9 @@ def orin(tmp_path: Path) -> Iterator[Device]:
     login = f'export HOME="/{name}" OMP_NUM_THREADS=1'
     command = ["chroot", str(root), "/usr/sbin/sshd"]
     try:
-        with _served(tmp_path / "ssh", command, inside, login, Path("/") / name / "ssh") as (config, known, process):
-            yield Device(root / name, config, known, process, tmp_path / "ssh")
+        place = Path("/") / name / "ssh"
+        with _served(tmp_path / "ssh", command, inside, login, place) as (config, known, process, words):
+            yield Device(root / name, config, known, process, tmp_path / "ssh", words)
     finally:
         shutil.rmtree(root / name)
 
@@ -93,15 +137,15 @@ def orin(tmp_path: Path) -> Iterator[Device]:
 @contextmanager
 def _served(
     folder: Path, sshd: list[str], place: Path, login: str, seen: Path | None = None
-) -> Iterator[tuple[Path, Path, subprocess.Popen[bytes]]]:
-    """(client's config, known hosts, sshd); sshd's files lie in `place`, which it sees as `seen`."""
+) -> Iterator[tuple[Path, Path, subprocess.Popen[bytes], list[str]]]:
+    """(client's config, known hosts, sshd, its command); sshd's files lie in `place`, which it sees as `seen`."""
     seen = seen or place
     for made in {folder, place}:
         made.mkdir(mode=0o700, exist_ok=True)
     for name, where in (("host", place), ("user", folder)):
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(where / name)], check=True)
     port = _free_port()
-    (place / "login").write_text(f'#!/bin/sh\n{login}\ncd "$HOME" && exec sh -c "$SSH_ORIGINAL_COMMAND"\n')
+    (place / "login").write_text(f'#!/bin/sh\n{login}\ncd "$HOME" && exec ${{T:-}} sh -c "$SSH_ORIGINAL_COMMAND"\n')
     (place / "login").chmod(0o700)
     (place / "authorized").write_text((folder / "user.pub").read_text())
     (place / "sshd_config").write_text(
@@ -118,11 +162,12 @@ def _served(
         f"Host board\n  HostName 127.0.0.1\n  Port {port}\n  IdentityFile {folder}/user\n  IdentitiesOnly yes\n"
         f"  UserKnownHostsFile {known}\n"
     )
+    command = [*sshd, "-D", "-e", "-f", str(seen / "sshd_config")]
     with (folder / "log").open("wb") as log:
-        process = subprocess.Popen([*sshd, "-D", "-e", "-f", str(seen / "sshd_config")], stderr=log)
+        process = subprocess.Popen(command, stderr=log)
         try:
             _wait_for(port, process, folder / "log")
-            yield config, known, process
+            yield config, known, process, command
         finally:
             process.terminate()
             process.wait()
@@ -143,9 +188,37 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
             pixels[:, :, index % 3] += 120
             Image.fromarray(pixels).save(folder / "photos" / label / f"{i:03}.jpg")
     to = folder / "bundle"
-    edgetl("finetune", folder / "photos", "--to", to, "--weights", "embedded", "--strategy", "linear-probe")
+    # Stretched, as DeepStream does it too.
+    how = ("--weights", "embedded", "--strategy", "linear-probe", "--fit", "stretch")
+    edgetl("finetune", folder / "photos", "--to", to, *how)
     edgetl("export", to, "--int8", "--target", "cpu", "--max-drop", "20")
     return to
+
+
+@pytest.fixture(scope="session")
+def for_tensorrt(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with fp32 and fp16 graphs for TensorRT 10; its folder is never changed: tests copy it."""
+    to = tmp_path_factory.mktemp("for_tensorrt") / "bundle"
+    shutil.copytree(made, to)
+    edgetl("export", to, "--fp16", "--target", "jetpack6", "--output", "probabilities")
+    return to
+
+
+DOUBLES = Path(__file__).parents[1] / "doubles"
+
+
+@pytest.fixture
+def with_tensorrt(board: Device, tmp_path: Path) -> Device:
+    """A board whose `tensorrt` and libcudart are the doubles (tests/doubles): they run the graph with onnxruntime."""
+    compiler = shutil.which("gcc") or shutil.which("cc")
+    if compiler is None:
+        pytest.skip("no C compiler here")
+    out = tmp_path / "cuda"
+    out.mkdir()
+    words = [compiler, "-O1", "-shared", "-fPIC", "-o", str(out / "libcudart.so.13"), str(DOUBLES / "cuda_double.c")]
+    subprocess.run(words, check=True)
+    board.export(PYTHONPATH=DOUBLES, LD_LIBRARY_PATH=out)
+    return board
 
 
 def edgetl(*words: object) -> None:
