@@ -180,9 +180,17 @@ def _layers(bundle: Bundle, advice: Sequence[Advice]) -> Layers | None:
 
 
 def _busy(found: Sequence[Measured], where: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """A machine that had more to do than it has cores when a bench began."""
+    """Times that something disturbed, as the bench saw it; of older rows, a machine that was busy when it began."""
+    timed = [one for one in found if one.ok and one.row.latency_ms]
+    noisy = [one for one in timed if (one.row.noise or {}).get("noisy")]
     out = []
-    for identity in dict.fromkeys(one.row.environment for one in found if one.ok and one.row.latency_ms):
+    if noisy:
+        why = "; ".join(dict.fromkeys(str(reason) for one in noisy for reason in (one.row.noise or {})["why"]))
+        out.append(
+            f"{len(noisy)} of {len(timed)} times were taken on a noisy machine ({why}): trust the ratio to the "
+            "reference, measured in turns, rather than the milliseconds."
+        )
+    for identity in dict.fromkeys(one.row.environment for one in timed if one.row.noise is None):
         machine = where.get(identity, {})
         load, cores = machine.get("load_1m"), machine.get("affinity") or machine.get("cores")
         if isinstance(load, int | float) and isinstance(cores, int) and load > cores:

@@ -165,11 +165,8 @@ def _percentiles(shown: Sequence[Measured]) -> Markup | None:
 
 def p50_interval(one: Measured) -> tuple[float, float] | None:
     """The interval of the median where the bench recorded one."""
-    found = one.extra.get("latency_ci_ms")
-    pair = found.get("p50") if isinstance(found, dict) else None
-    if isinstance(pair, list | tuple) and len(pair) == 2 and all(isinstance(v, int | float) and v > 0 for v in pair):
-        return float(pair[0]), float(pair[1])
-    return None
+    pair = (one.row.latency_ci_ms or {}).get("p50")
+    return (float(pair[0]), float(pair[1])) if pair and min(pair) > 0 else None
 
 
 def _layers(facts: Facts) -> Markup | None:

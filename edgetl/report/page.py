@@ -55,7 +55,6 @@ def page(facts: Facts, pictures: Pictures) -> str:
 def _cells(one: Measured) -> dict[str, Any]:
     """One row of the table of all measurements; None is "-" there."""
     row, latency = one.row, one.row.latency_ms or {}
-    ratio = one.extra.get("ratio_p50")
     return {
         "one": one,
         "row": row,
@@ -63,7 +62,7 @@ def _cells(one: Measured) -> dict[str, Any]:
         "kind": words.kind(one),
         "latency": latency,
         "p50_ci": p50_interval(one),
-        "ratio": ratio if isinstance(ratio, list) and len(ratio) == 3 and all(ratio) else None,
+        "streams": {n: found for n, found in (row.throughput_by_streams or {}).items() if found and n != "1"},
         "noise": _noise(one),
         "evidence": _come_by(row.accuracy_evidence, row.latency_evidence),
         "error": without_paths(row.error) if row.error else "",
@@ -78,22 +77,21 @@ def _come_by(accuracy: str | None, latency: str | None) -> str:
 
 
 def _noise(one: Measured) -> str:
-    """What the bench, or the device, says disturbed this row; "" where nothing was recorded."""
-    found = one.extra.get("noise") or one.extra.get("conditions")
-    if isinstance(found, str):
-        return without_paths(found)
-    if isinstance(found, dict):
-        said = [f"{key.replace('_', ' ')} {_value(value)}" for key, value in found.items() if _plain(value)]
-        return without_paths("; ".join(said))
-    return ""
+    """What disturbed this row, as the bench says, or how the device was set; "" where nothing was recorded."""
+    found = one.row.noise or {}
+    if found.get("noisy"):
+        return without_paths("noisy: " + "; ".join(str(why) for why in found["why"]))
+    conditions = one.extra.get("conditions")
+    if not isinstance(conditions, dict):
+        return ""
+    known = {key: value for key, value in conditions.items() if isinstance(value, str | int | float)}
+    return without_paths("; ".join(f"{key.replace('_', ' ')} {_short(value)}" for key, value in known.items()))
 
 
-def _plain(value: object) -> bool:
-    return isinstance(value, str | int | float) and value is not False
-
-
-def _value(value: object) -> str:
-    return "yes" if value is True else f"{value:.3g}" if isinstance(value, float) else str(value)
+def _short(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _layers(facts: Facts) -> list[dict[str, Any]]:

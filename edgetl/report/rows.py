@@ -9,7 +9,7 @@ from typing import Any
 
 from edgetl.bundle import Bundle
 from edgetl.errors import BundleError, InputError
-from edgetl.measure.rows import FIELDS, Row
+from edgetl.measure.rows import ADDED, FIELDS, Row
 
 BENCH = "runs/bench.jsonl"
 ENVIRONMENTS = "runs/environments.jsonl"
@@ -18,7 +18,7 @@ ENVIRONMENTS = "runs/environments.jsonl"
 @dataclass(frozen=True)
 class Measured:
     """One row as it was kept. `at`: ISO 8601; `host`: of the device, without its user, "" where it was this PC;
-    `extra`: the fields that the contract does not name (intervals of percentiles, noise, conditions)."""
+    `extra`: what is beside the row (a device's conditions)."""
 
     row: Row
     at: str
@@ -96,8 +96,8 @@ def measured(bundle: Bundle) -> tuple[list[Measured], list[str]]:
 
 def _measured(line: Mapping[str, Any]) -> Measured:
     # A row of an older edgetl lacks what was added since: not measured. What is needed is checked by from_json.
-    row = Row.from_json({key: line.get(key) for key in FIELDS})
-    extra = {key: value for key, value in line.items() if key not in FIELDS and key not in ("at", "host")}
+    row = Row.from_json({key: line.get(key) for key in (*FIELDS, *ADDED)})
+    extra = {key: value for key, value in line.items() if key not in (*FIELDS, *ADDED, "at", "host")}
     return Measured(row, str(line.get("at", "")), _machine(str(line.get("host") or "")), extra)
 
 

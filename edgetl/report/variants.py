@@ -101,7 +101,6 @@ def loss_of(one: Measured) -> Loss | None:
     row = one.row
     if row.drop_pp is None:
         return None
-    p = one.extra.get("p_mcnemar")
     return Loss(
         row.drop_pp,
         row.drop_ci_pp,
@@ -110,7 +109,7 @@ def loss_of(one: Measured) -> Loss | None:
         row.flips,
         row.agreement,
         row.accuracy_evidence or "",
-        float(p) if isinstance(p, int | float) else None,
+        row.p_mcnemar,
     )
 
 
@@ -223,10 +222,11 @@ def advise(found: Iterable[Variant]) -> tuple[Advice, ...]:
     return tuple(sorted(out, key=_rank))
 
 
-def _rank(advice: Advice) -> tuple[int, int, str]:
+def _rank(advice: Advice) -> tuple[bool, bool, bool, str]:
+    """A place with nothing to ship comes last, one that was measured on a device first, TensorRT before a CPU."""
     timed = advice.ship.timed() if advice.ship else None
     on_device = timed is not None and timed.row.latency_evidence == "device"
-    return (0 if on_device else 1, 0 if advice.profile in TENSORRT else 1, advice.profile)
+    return (advice.ship is None, not on_device, advice.profile not in TENSORRT, advice.profile)
 
 
 def _advice(profile: str, own: Sequence[Variant]) -> Advice:

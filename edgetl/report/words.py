@@ -50,7 +50,7 @@ def milliseconds(value: float | int | None) -> str:
 
 def megabytes(size: int | None) -> str:
     """10^6 bytes."""
-    return "-" if size is None else f"{size / 1e6:.2f}"
+    return "-" if size is None else f"{size / 1e6:.2f}" if size >= 1e5 else f"{size / 1e6:.2g}"
 
 
 def count(n: int | None) -> str:
@@ -82,7 +82,7 @@ def called(one: Measured) -> str:
 def named(facts: Facts, candidate: str) -> str:
     """A candidate of the answers as `called` has it; its own name where no row of it is there."""
     rows = [one for one in facts.measured if one.candidate == candidate and not one.host]
-    return called(min(rows, key=lambda one: one.row.batch)) if rows else candidate
+    return called(min(rows, key=lambda one: one.row.batch)) if rows else f"{candidate}, in PyTorch"
 
 
 def kind(one: Measured) -> str:
@@ -130,9 +130,14 @@ def _fastest(advice: Advice, ship: Variant) -> str:
         ratio = base[1] / ours
         said += f", FP32 in the same bench {milliseconds(base[1])} ms"
         said += f" ({ratio:.2f} times as fast)" if ratio >= 1.005 else ""
-    if not slower:
-        return said + "; it is the only variant that was measured."
-    return said + ": the fastest of the variants that may ship, measured in turns."
+    said += (
+        "; it is the only variant that was measured." if not slower else ": the fastest of the variants that may ship."
+    )
+    quoted = timed.row.ratio_p50 if timed else None
+    if quoted:
+        low, high = quoted[1:]
+        said += f" In turns with the reference it took {quoted[0]:.2f} of its time (95 % {low:.2f} to {high:.2f})."
+    return said
 
 
 def cost(facts: Facts, ship: Variant) -> str:

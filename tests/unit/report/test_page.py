@@ -210,14 +210,14 @@ def test_fields_that_a_newer_bench_adds_are_shown(make_bundle, tmp_path):
     path = make_bundle()
     file = path / "runs/bench.jsonl"
     lines = [json.loads(line) for line in file.read_text().splitlines()]
-    lines[0] |= {
-        "latency_ci_ms": {"p50": [4.1, 5.2]},
-        "ratio_p50": [0.5, 0.4, 0.6],
-        "noise": {"drift": 0.31, "noisy": True},
-    }
+    ends = {"p50": [4.1, 5.2], "p90": None, "p95": None, "p99": None}
+    lines[1] |= {"latency_ci_ms": ends, "ratio_p50": [0.5, 0.4, 0.6], "ratio_to": "torch-cpu-fp32-b1"}
+    lines[1] |= {"noise": {"noisy": True, "why": ["a hypervisor took 9 % of the time"]}}
+    lines[1] |= {"throughput_by_streams": {"4": {"throughput_ips": 777.0, "p50_ms": 5.0, "p99_ms": None, "n": 90}}}
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     page = check(written(path, tmp_path)[0], tmp_path)
-    assert "4.10 to 5.20" in page.text and "0.50 of the reference" in page.text and "drift 0.31; noisy yes" in page.text
+    assert "4.10 to 5.20" in page.text and "x 0.50 (0.40 to 0.60)" in page.text and "4 callers: 777" in page.text
+    assert "1 of 2 times were taken on a noisy machine (a hypervisor took 9 % of the time)" in page.text
 
 
 def test_the_card_has_hugging_faces_sections_and_yaml_that_reads(make_bundle, tmp_path):
