@@ -57,7 +57,7 @@ def beside(timed: Sequence[Entry], base: Entry, batch: int, seen: dict[str, Any]
         found.ratio_to = f"{ranked[0].name}-b{batch}"
         found.ratio = (1.0, 1.0, 1.0) if itself else turns.ratio(times.turns, reference.turns, seed)
         spread = turns.spread(times.turns)
-        why = [*seen["why"], *_own_reasons(times, spread, reference_spread, found.ratio, found.ratio_to)]
+        why = [*seen["why"], *_own_reasons(times, spread, found.ratio, found.ratio_to)]
         found.noise = {
             "noisy": bool(why),
             **seen,
@@ -69,37 +69,43 @@ def beside(timed: Sequence[Entry], base: Entry, batch: int, seen: dict[str, Any]
 
 
 def _own_reasons(
-    times: Times,
-    spread: float | None,
-    reference_spread: float | None,
-    ratio: tuple[float, float, float] | None,
-    ratio_to: str,
+    times: Times, spread: float | None, ratio: tuple[float, float, float] | None, ratio_to: str
 ) -> list[str]:
     why = []
     if not times.steady:
         why.append("still not steady after warm-up")
-    if (spread or 0.0) > noise.PACE:
-        why.append(f"its turns differ by +-{100 * (spread or 0.0):.0f} %")
-    if (reference_spread or 0.0) > noise.PACE and ratio != (1.0, 1.0, 1.0):
-        why.append(f"the turns of {ratio_to} differ by +-{100 * (reference_spread or 0.0):.0f} %")
+    if spread is not None and spread > noise.PACE:
+        why.append(f"its turns differ by +-{100 * spread:.0f} %")
     if ratio is not None and ratio[2] - ratio[1] > 2 * noise.RATIO * ratio[0]:
-        why.append(f"the ratio to {ratio_to} is known to +-{50 * (ratio[2] - ratio[1]) / ratio[0]:.0f} % only")
+        why.append(f"its ratio to {ratio_to} is known to +-{50 * (ratio[2] - ratio[1]) / ratio[0]:.0f} % only")
     return why
 
 
 def spoken(timed: Sequence[Entry], batch: int) -> list[str]:
     """Warnings: what disturbed all rows of a batch size at once, then what was of one alone."""
-    noises = {e.name: e.at(batch).noise for e in timed if e.at(batch).noise is not None}
-    said = {name: list(found["why"]) for name, found in noises.items() if found is not None}
-    common = [why for why in next(iter(said.values()), []) if all(why in other for other in said.values())]
+    noises = {e.name: found for e in timed if (found := e.at(batch).noise) is not None}
+    common = shared(list(noises.values()))
     lines = []
     if common:
-        lines.append(f"this machine was noisy (batch {batch}): {'; '.join(common)}. Quote ratios, not milliseconds")
-    for name, why in said.items():
-        own = [reason for reason in why if reason not in common]
+        advice = advice_on(list(noises.values()))
+        lines.append(f"this machine was noisy (batch {batch}): {'; '.join(common)}. {advice}")
+    for name, found in noises.items():
+        own = [reason for reason in found["why"] if reason not in common]
         if own:
             lines.append(f"{name} (batch {batch}) is noisy: {'; '.join(own)}")
     return lines
+
+
+def shared(noises: Sequence[dict[str, Any]]) -> list[str]:
+    """The reasons that all rows have."""
+    return [why for why in (noises[0]["why"] if noises else ()) if all(why in found["why"] for found in noises)]
+
+
+def advice_on(noises: Sequence[dict[str, Any]]) -> str:
+    """What to make of noisy figures."""
+    if all(noise.ratios_hold(found) for found in noises):
+        return "Quote ratios, not milliseconds"
+    return "Not even ratios hold: long runs were interrupted more than short ones; measure again on a quieter machine"
 
 
 def _times(entry: Entry, batch: int) -> Times:

@@ -21,8 +21,15 @@ BETWEEN = (
 )
 _GRAPH_FIELDS = ("graph_sha256", "engine_key", "size_bytes")
 _CLOCKS = ("latency_ms", "end_to_end_ms", "device_ms")
-_DRIFT = "the machine's drift: other rows are judged by their ratio to this one"
-_BY_RATIO = "judged by the ratio"
+_DRIFT = "the machine's drift"
+_BY_RATIO = "by its ratio"
+_NOISY = "noisy"
+_LEGEND = {
+    _DRIFT: "the machine's drift: what ratios are told to; other rows are judged beside it.",
+    _BY_RATIO: "by its ratio: to the reference of its own bench; what counts is more than "
+    f"{100 * BETWEEN:.0f} %, and more than both intervals allow.",
+    _NOISY: "noisy: that bench said so of this row, and the change is no larger than such noise.",
+}
 Environments = Mapping[str, Mapping[str, Any]]
 
 
@@ -111,6 +118,11 @@ def changes(before: Compared, now: Compared) -> list[Change]:
     return out
 
 
+def legend(found: Sequence[Change]) -> list[str]:
+    """What the notes of these changes mean, a line for each kind that is among them."""
+    return [line for note, line in _LEGEND.items() if any(change.note.startswith(note) for change in found)]
+
+
 def _elsewhere(then: Mapping[str, Any] | None, now: Mapping[str, Any] | None) -> str:
     """How two environments differ in what both tell; "" for not at all. (An older edgetl told less.)"""
     if then is None or now is None:
@@ -177,10 +189,10 @@ def _judged(old: _Beside, new: _Beside, clock: str) -> tuple[bool | None, str]:
         return _plain(old.row, new.row, clock), "the machine's drift is not known"
     # Half-widths on the log scale, in quadrature: the two benches are independent of each other.
     change, halves = abs(math.log(pair[1][0] / pair[0][0])), math.hypot(pair[0][1], pair[1][1])
-    noisy = [which for which, one in (("the earlier bench", old), ("this bench", new)) if one.spread is not None]
+    noisy = [which for which, one in (("then", old), ("now", new)) if one.spread is not None]
     doubt = sum(beside.spread or 0.0 for beside in (old, new))
     if noisy and change <= halves + math.log1p(BETWEEN + doubt):
-        return None, " and ".join(noisy) + " was noisy"
+        return None, f"{_NOISY} {' and '.join(noisy)}"
     return change > max(halves, math.log1p(BETWEEN)), _BY_RATIO
 
 

@@ -8,7 +8,8 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from edgetl.bench.compare import Change
+from edgetl.bench.clocks import advice_on, shared
+from edgetl.bench.compare import Change, legend
 from edgetl.measure.rows import Row
 
 _EVIDENCE = {"simulated": "simulated", "host-cpu": "cpu", "host-gpu": "gpu", "device": "device"}
@@ -106,19 +107,21 @@ def _noise(good: Sequence[Row]) -> list[str]:
     """What ratios are told to, and how noisy the machine was."""
     to = list(dict.fromkeys(row.ratio_to for row in good if row.ratio_to and row.ratio_to != row.id))
     lines = [f"x ref: p50 beside {escape(', '.join(to))}, turn by turn."] if to else []
-    noisy = [row for row in good if (row.noise or {}).get("noisy")]
-    if noisy:
-        why = list(dict.fromkeys(reason for row in noisy for reason in (row.noise or {})["why"]))
-        turns = [(row.noise or {}).get("reference_spread") for row in noisy]
-        by = max((spread for spread in turns if spread is not None), default=None)
-        much = "" if by is None else f" (the reference's turns differ by +-{100 * by:.1f} %)"
-        lines.append(f"Noisy{much}: {escape('; '.join(why))}. Quote the ratio, not the milliseconds.")
+    noises = [row.noise for row in good if row.noise and row.noise["noisy"]]
+    if noises:
+        spreads = [found["reference_spread"] for found in noises if found.get("reference_spread") is not None]
+        much = f" (the reference's turns differ by +-{100 * max(spreads):.1f} %)" if spreads else ""
+        common = shared(noises)
+        alone = sum(1 for found in noises if len(found["why"]) > len(common))
+        why = [*common, *([f"{alone} of {len(good)} rows for reasons of their own"] if alone else [])]
+        lines.append(f"Noisy{much}: {escape('; '.join(why))}. {advice_on(noises)}.")
     return lines
 
 
 def render_changes(found: Sequence[Change], since: str) -> Table:
     """What `--compare` found."""
-    table = Table(title=f"Since {since}", title_justify="left")
+    below = "\n".join(legend(found))
+    table = Table(title=f"Since {since}", title_justify="left", caption=below or None, caption_justify="left")
     for name in ("row", "figure", "before", "now", "beyond noise"):
         table.add_column(name)
     for change in found:

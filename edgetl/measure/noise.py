@@ -21,6 +21,7 @@ from edgetl.measure.environment import available_cores, cgroup_folders, is_virtu
 # Beyond these a machine is called noisy: what each may add to a ratio of two medians before it is worth a word.
 OTHERS = 0.05  # of the cores, used by other processes
 WAITED = 0.02  # of the time in which a thread of ours was ready to run
+STARVED = 0.10  # of it: long runs are interrupted and short ones are not, so that ratios are wrong as well
 STOLEN = 0.01  # of the machine's time, by its hypervisor; or by the container's quota, of the wall time
 CLOCK = 0.10  # between the lowest and the highest clock seen
 PACE = 0.05  # how far a fixed piece of work varied; spread of turns and of the ratio likewise
@@ -138,6 +139,11 @@ def reasons(seen: Dict[str, Any], cores: int) -> List[str]:
     if slowed:
         why.append("the GPU was slowed by " + ", ".join(slowed))
     return why
+
+
+def ratios_hold(seen: Dict[str, Any]) -> bool:
+    """Whether ratios say something although the machine was noisy: not where its threads were starved of cores."""
+    return (seen.get("waited") or 0.0) <= STARVED
 
 
 def counters(root: Path = Path("/")) -> Counters:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from edgetl.bench import Change, Compared, changes
+from edgetl.bench.compare import legend
 from edgetl.measure.rows import Row
 
 HERE = {"e": {"cpu": "fast", "versions": {"torch": "2.15"}, "load_1m": 0.1}}
@@ -96,7 +97,16 @@ def test_a_time_is_judged_by_its_ratio_to_the_reference(now: Row, beyond: bool |
     assert found["ratio_p50"].beyond is beyond
     assert (found["ratio_p50"].before, found["ratio_p50"].now) == (0.50, now.ratio_p50[0] if now.ratio_p50 else None)
     assert found["latency_ms.p50"].beyond is beyond
-    assert ("was noisy" in found["latency_ms.p50"].note) is (beyond is None)
+    assert found["latency_ms.p50"].note == ("noisy now" if beyond is None else "by its ratio")
+
+
+def test_the_legend_explains_the_notes_that_are_there() -> None:
+    quiet = changes(Compared([told(10, 0.5)], HERE), Compared([told(10, 0.53)], HERE))
+    assert [line.partition(":")[0] for line in legend(quiet)] == ["by its ratio"]
+    both = changes(Compared([told(10, 0.5, noise=NOISY)], HERE), Compared([told(10, 0.53, noise=NOISY)], HERE))
+    assert both[0].note == "noisy then and now"
+    assert [line.partition(":")[0] for line in legend(both)] == ["noisy"]
+    assert legend([]) == []
 
 
 def test_other_clocks_are_judged_by_their_own_ratio() -> None:

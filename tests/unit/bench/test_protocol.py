@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import os
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -46,6 +48,26 @@ class DiesWhenTimed(OrtBackend):
         if len(batch) == 1:
             raise BackendError("no batch of one", 1)
         return super().run(batch)
+
+
+class DiesLater(OrtBackend):
+    """Fails at its 60th run: long after scoring, in the middle of the timed turns."""
+
+    runs = 0
+
+    def run(self, batch: np.ndarray) -> np.ndarray:
+        self.runs += 1
+        if self.runs == 60:
+            raise RuntimeError("the device was lost")
+        return super().run(batch)
+
+
+class Crashes(OrtBackend):
+    """Takes its process down, as a segmentation fault in a runtime does."""
+
+    def run(self, batch: np.ndarray) -> np.ndarray:
+        os.kill(os.getpid(), signal.SIGSEGV)
+        return batch
 
 
 class Overflows(OrtBackend):
@@ -123,6 +145,76 @@ def test_one_failure_is_one_row(tiny_graph: MakeGraph, data: BenchData, tmp_path
     assert [failed.accuracy, failed.drop_pp, failed.latency_ms, failed.peak_rss_mb] == [None] * 4
 
 
+def test_a_backend_that_dies_in_the_middle_is_one_row(tiny_graph: MakeGraph, data: BenchData) -> None:
+    bad = replace(candidate(tiny_graph(name="later"), "bad", DiesLater), latency_evidence="host-cpu")
+    options = replace(QUICK, effort=Effort(seconds=0.05, runs=100, warmup=10, turn_seconds=0.002))
+    good, failed = run([candidate(tiny_graph()), bad], data, options)
+    assert (good.status, failed.status) == ("ok", "failed")
+    assert failed.error == "RuntimeError: the device was lost"
+    assert good.latency_ms is not None
+    assert good.latency_ms["n"] >= 100  # its turns went on alone
+    assert [failed.accuracy, failed.latency_ms, failed.ratio_p50] == [None] * 3
+
+
+def test_a_backend_that_crashes_does_so_elsewhere(
+    tiny_graph: MakeGraph, data: BenchData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The child finds the class by the name of this module, which pytest's import mode may not have told it.
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
+    bad = candidate(tiny_graph(name="crash"), "bad", Crashes)
+    good, failed = run([candidate(tiny_graph()), bad], data, replace(QUICK, memory=True))
+    assert (good.status, failed.status) == ("ok", "failed")
+    assert "ended the process that it was tried in: SIGSEGV" in (failed.error or "")
+    assert good.accuracy is not None
+
+
+def test_ratio_noise_and_intervals_are_in_the_rows(tiny_graph: MakeGraph, data: BenchData) -> None:
+    slow = replace(candidate(tiny_graph(name="slow"), "int8", Slow), latency_evidence="host-cpu")
+    options = replace(QUICK, effort=Effort(seconds=0.3, runs=20, warmup=5, turn_seconds=0.02), streams=(1, 2))
+    fast, slowed = run([candidate(tiny_graph()), slow], data, options)
+    assert fast.ratio_to == slowed.ratio_to == fast.id
+    assert fast.ratio_p50 == (1.0, 1.0, 1.0)
+    assert slowed.latency_ms is not None
+    assert fast.latency_ms is not None
+    planted = slowed.latency_ms["p50"] - fast.latency_ms["p50"]  # type: ignore[operator]
+    assert 5.0 <= planted < 10.0  # a sleep never ends early, and on a busy machine late
+    assert slowed.ratio_p50 is not None
+    point, low, high = slowed.ratio_p50
+    assert low <= point <= high
+    assert point == pytest.approx(slowed.latency_ms["p50"] / fast.latency_ms["p50"], rel=0.2)  # type: ignore[operator]
+    for row in (fast, slowed):
+        assert row.latency_ci_ms is not None
+        assert row.latency_ms is not None
+        low, high = row.latency_ci_ms["p50"] or (0, 0)
+        assert low <= row.latency_ms["p50"] <= high
+        assert set(row.end_to_end_parts_ms or ()) == {"decode", "resize", "run"}
+        assert row.noise is not None
+        assert row.noise["noisy"] is bool(row.noise["why"])
+        assert row.noise["spread"] >= 0
+        assert set(row.throughput_by_streams or ()) == {"1", "2"}
+    one, two = ((slowed.throughput_by_streams or {})[n]["throughput_ips"] for n in "12")
+    assert one <= 200.0
+    assert two > 1.4 * one  # sleeping needs no core
+
+
+def test_a_stream_that_cannot_be_opened_is_null_and_said(tiny_graph: MakeGraph, data: BenchData) -> None:
+    opened = []
+
+    def opens() -> OrtBackend:
+        opened.append(1)
+        if len(opened) > 2:
+            raise BackendError("no more licences", len(opened))
+        return OrtBackend(path, threads=1)
+
+    path = tiny_graph()
+    monitor = Listening()
+    few = replace(candidate(path), opens=opens)
+    (row,) = run([few], data, replace(QUICK, streams=(1, 2)), monitor=monitor)
+    assert row.status == "ok"
+    assert (row.throughput_by_streams or {})["2"] is None
+    assert any("2 streams: no more licences" in line for line in monitor.lines)
+
+
 def test_a_batch_that_fails_leaves_the_others(tiny_graph: MakeGraph, data: BenchData) -> None:
     bound = candidate(tiny_graph(batch=2))
     rows = run([bound], data, replace(QUICK, batches=(1, 2)))
@@ -185,6 +277,14 @@ def test_memory_is_measured_or_null_with_a_warning(tiny_graph: MakeGraph, data: 
     assert good.peak_rss_mb is None or good.peak_rss_mb > 10
     assert (odd.status, odd.peak_rss_mb) == ("ok", None)
     assert any("no peak memory" in line for line in monitor.lines)
+
+
+class Slow(OrtBackend):
+    """Five milliseconds slower than it could be."""
+
+    def run(self, batch: np.ndarray) -> np.ndarray:
+        time.sleep(0.005)
+        return super().run(batch)
 
 
 class Slowing(OrtBackend):

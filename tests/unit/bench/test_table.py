@@ -91,10 +91,13 @@ def test_the_clocks_are_labelled_and_the_ratio_has_its_reference() -> None:
 
 def test_a_noisy_machine_is_said_to_be_and_by_how_much() -> None:
     assert "Noisy" not in shown(FULL)
-    noise = {"noisy": True, "why": ["other processes used 1.5 of 2 cores"], "reference_spread": 0.123}
+    others = "other processes used 1.5 of 2 cores"
+    noise = {"noisy": True, "why": [others], "reference_spread": 0.123, "waited": 0.05}
     text = " ".join(shown(FULL, replace(FULL, id="b", noise=noise)).split())
-    assert "Noisy (the reference's turns differ by +-12.3 %): other processes used 1.5 of 2 cores." in text
-    assert "Quote the ratio" in text
+    assert f"Noisy (the reference's turns differ by +-12.3 %): {others}. Quote ratios, not milliseconds." in text
+    alone = dict(noise, why=[others, "its turns differ by +-9 %"], waited=0.4)
+    text = " ".join(shown(*(replace(FULL, id=n, noise=found) for n, found in (("b", noise), ("c", alone)))).split())
+    assert f"{others}; 1 of 2 rows for reasons of their own. Not even ratios hold" in text
 
 
 def test_wide_figures_still_fit() -> None:
