@@ -234,9 +234,8 @@ def _choice(row: Row) -> list[str]:
     v = row["values"]
     taus = ["-" if v["tau"][score] is None else f"{v['tau'][score]:+.2f}" for score in SCORES]
     first, best = v["first"], f"{v['best']}, {_percent(v['best_accuracy'])}"
-    regrets = (
-        f"**{v['regret_pp']['rank']:.1f}** ({v['regret_pp']['probe_accuracy']:.1f}, {v['regret_pp']['logme']:.1f})"
-    )
+    lost = [f"{v['regret_pp'][score]:.1f}" for score in ("stage_accuracy", "probe_accuracy", "logme")]
+    regrets = f"**{v['regret_pp']['rank']:.1f}** ({', '.join(lost)})"
     return [v["data"], str(v["networks"]), *taus, first, best, regrets, str(v["n_test"])]
 
 
@@ -299,8 +298,9 @@ _TABLES: dict[str, tuple[list[str], Callable[[Row], list[str]]]] = {
     ),
     "choice": (
         [
-            *("data", "networks", "tau: probe", "tau: LogME", "tau: H-score", "tau: kNN", "first choice"),
-            *("best when fine-tuned", "points that the first choice loses (the probe's, LogME's)", "test images"),
+            *("data", "networks", "tau: best stage", "probe", "LogME", "H-score", "kNN", "first choice"),
+            *("best when fine-tuned", "points that the first choice loses (the best stage's, the probe's, LogME's)"),
+            "test images",
         ],
         _choice,
     ),

@@ -44,7 +44,11 @@ def cache_folder() -> Path:
 
 
 def model_key(
-    model: nn.Module, backbone: str, preprocess: Preprocess, arguments: Mapping[str, Any] | None = None
+    model: nn.Module,
+    backbone: str,
+    preprocess: Preprocess,
+    arguments: Mapping[str, Any] | None = None,
+    layer: str = "input of the head",
 ) -> str:
     """What features depend on, as one line of JSON: backbone and arguments, weights, preprocessing, layer, torch.
 
@@ -60,7 +64,7 @@ def model_key(
         "arguments": dict(arguments or {}),
         "weights": digest.hexdigest(),
         "preprocess": preprocess.to_json(),
-        "layer": "input of the head",
+        "layer": layer,
         "torch": torch.__version__,
     }
     return canonical_json(facts).decode()

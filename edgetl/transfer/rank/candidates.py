@@ -95,6 +95,13 @@ def _of_file(search: Search, choice: str) -> Wish:
     return replace(search.wish(card.backbone, choice), image_size=size, arguments=arguments)
 
 
+def imagenet_accuracy(name: str) -> float | None:
+    """Top-1 of the architecture on ImageNet, 0..1, as published with torchvision's default weights; None: has none."""
+    if name in backbones.OWN:
+        return None
+    return float(models.get_model_weights(name).DEFAULT.meta["_metrics"]["ImageNet-1K"]["acc@1"]) / 100
+
+
 def on_disk(name: str) -> bool:
     """Whether torchvision's default weights of a backbone were downloaded before."""
     url = str(models.get_model_weights(name).DEFAULT.url)

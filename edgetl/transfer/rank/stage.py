@@ -18,11 +18,12 @@ from edgetl.stats import wilson
 from edgetl.transfer import backbones
 from edgetl.transfer.decoded import Decoded
 from edgetl.transfer.feature_store import FeatureStore
-from edgetl.transfer.pretrained import Pretrained, Wish, open_pretrained
+from edgetl.transfer.pretrained import Floats, Pretrained, Wish, open_pretrained
 from edgetl.transfer.rank import scores
-from edgetl.transfer.rank.candidates import Search, candidates
+from edgetl.transfer.rank.candidates import Search, candidates, imagenet_accuracy
 from edgetl.transfer.rank.cost import Size, blank, latencies_ms, size_of
 from edgetl.transfer.rank.front import BY, best_first, on_front
+from edgetl.transfer.rank.stages import features_of
 
 LEAST = 10  # training images
 Row = dict[str, Any]
@@ -83,7 +84,7 @@ def rank(data: Dataset, options: RankOptions, monitor: Monitor = SILENT) -> dict
     wishes, needs_download = candidates(options.search)
     fitting, over = _within_budget(wishes, images.classes, options, monitor)
     rows = _scored(fitting, images, options, monitor)
-    front = on_front([(-r["probe_accuracy"], r["latency_ms"], r["size_fp32_mb"]) for r in rows])
+    front = on_front([(-r["stage_accuracy"], r["latency_ms"], r["size_fp32_mb"]) for r in rows])
     for row, optimal in zip(rows, front, strict=True):
         row["pareto"] = optimal
     return {
@@ -164,9 +165,9 @@ def _scored(fitting: Sequence[tuple[Wish, Row]], images: _Images, options: RankO
         if options.skip_corrupt and not number:
             images = replace(images, samples=pixels.sound(images.samples, monitor))
         began = time.perf_counter()
-        features = network.features(images.samples, pixels.inputs, store, monitor)
+        features, stages = features_of(network, images.samples, pixels.inputs, store, monitor)
         passed = time.perf_counter()
-        found = _scores(network, features, images, options.search.seed)
+        found = _scores(network, features, stages, images, options.search.seed)
         seconds = {"features_s": round(passed - began, 3), "scores_s": round(time.perf_counter() - passed, 3)}
         facts = {"image_size": network.preprocess.size, "provenance": network.provenance}
         rows.append({"backbone": network.spec.name, "weights": wish.weights, **found, **cost, **facts, **seconds})
@@ -174,10 +175,11 @@ def _scored(fitting: Sequence[tuple[Wish, Row]], images: _Images, options: RankO
     return rows
 
 
-def _scores(network: Pretrained, features: npt.NDArray[np.float32], images: _Images, seed: int) -> Row:
+def _scores(network: Pretrained, features: Floats, stages: Sequence[Floats], images: _Images, seed: int) -> Row:
     targets = images.targets
     hits = scores.probe_hits(features, targets, images.groups, seed)
     low, high = wilson(int(hits.sum()), len(hits))
+    by_stage = [float(scores.probe_hits(rows, targets, images.groups, seed).mean()) for rows in stages]
     head = network.source_head
     said = head.probabilities(features) if head else None
     return {
@@ -185,6 +187,9 @@ def _scores(network: Pretrained, features: npt.NDArray[np.float32], images: _Ima
         "h_score": round(scores.h_score(features, targets), 5),
         "probe_accuracy": round(float(hits.mean()), 5),
         "probe_ci": [round(low, 5), round(high, 5)],
+        "stage_accuracy": round(max(float(hits.mean()), *by_stage), 5),
+        "stage_accuracies": [round(accuracy, 5) for accuracy in by_stage],
+        "imagenet_accuracy": None if network.provenance["source"] == "none" else imagenet_accuracy(network.spec.name),
         "knn_accuracy": round(scores.knn_accuracy(features, targets), 5),
         "leep": round(scores.leep(said, targets), 5) if said is not None else None,
         "nce": round(scores.nce(said, targets), 5) if said is not None else None,

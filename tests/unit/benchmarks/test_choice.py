@@ -13,7 +13,8 @@ from benchmarks.rows import Case, append, read, row
 
 def values(data: str, network: str, score: float, test: float, **others: Any) -> dict[str, Any]:
     counts = {"size": 64, "n_train": 80, "n_val": 20, "n_test": 100}
-    scores = {"probe_accuracy": score, "logme": score - 1, "h_score": 10 - score, "knn_accuracy": score, "leep": None}
+    scores = {"stage_accuracy": score, "probe_accuracy": score, "logme": score - 1, "h_score": 10 - score}
+    scores |= {"knn_accuracy": score, "leep": None, "imagenet_accuracy": 0.7}
     tuned = {"test_accuracy": test, "probe_val_accuracy": 0.5, "chosen": "lp-ft", "seconds": 9.0}
     return {"data": data, "network": network, **counts, **scores, **tuned, **others}
 
@@ -47,7 +48,7 @@ def test_rows_are_gathered_by_set_and_shown(tmp_path: Path) -> None:
     lines = [line for line in text.splitlines() if line.startswith("| ")]
     assert len(lines) == 4  # header, rule, two sets
     assert "| flowers | 4 |" in lines[2] and "**2.0**" in lines[2] and "insects, 80.0 %" in lines[2]
-    assert "| digits | 1 | - | - | - | - | birds |" in lines[3]
+    assert "| digits | 1 | - | - | - | - | - | birds |" in lines[3]
 
 
 def test_classes_of_several_domains_are_pooled(make_folder: Any, tmp_path: Path) -> None:

@@ -168,18 +168,20 @@ def test_the_front_is_what_nobody_dominates(points: list[tuple[int, int, int]]) 
 @pytest.mark.parametrize(
     ("images", "order"),
     [
-        (100, ["second", "first", "last"]),  # a standard error of 3 points: LogME decides between 0.90 and 0.88
-        (10_000, ["first", "second", "last"]),  # of 0.3 points
-        (4, ["last", "second", "first"]),  # of 15 points: the probe says nothing
+        (400, ["second", "first", "last", "blank"]),  # 95 %: 3 points, so ImageNet decides between 0.90 and 0.88
+        (10_000, ["first", "second", "last", "blank"]),  # 0.6 points
+        (4, ["last", "second", "first", "blank"]),  # 29 points: the probes say nothing, and random weights come last
     ],
 )
-def test_the_probe_orders_and_logme_decides_within_its_noise(images: int, order: list[str]) -> None:
-    scored = {"first": (0.90, 0.1), "second": (0.88, 0.2), "last": (0.80, 0.3)}
-    rows = [{"weights": w, "macs": 1, "probe_accuracy": p, "logme": m} for w, (p, m) in scored.items()]
+def test_the_best_stage_orders_and_imagenet_decides_within_its_noise(images: int, order: list[str]) -> None:
+    scored = {"first": (0.90, 0.6), "second": (0.88, 0.7), "last": (0.80, 0.8), "blank": (0.79, None)}
+    rows = [
+        {"weights": w, "macs": 1, "stage_accuracy": a, "imagenet_accuracy": known} for w, (a, known) in scored.items()
+    ]
     for given_rows in (rows, rows[::-1]):
         assert [r["weights"] for r in best_first(given_rows, images)] == order
 
 
 def test_of_equals_the_cheaper_comes_first() -> None:
-    rows = [{"weights": str(m), "macs": m, "probe_accuracy": 1.0, "logme": 0.5} for m in (3, 1, 2)]
+    rows = [{"weights": str(m), "macs": m, "stage_accuracy": 1.0, "imagenet_accuracy": 0.7} for m in (3, 1, 2)]
     assert [r["macs"] for r in best_first(rows, 10)] == [1, 2, 3]
