@@ -18,7 +18,8 @@ from torch import nn
 from torch.nn import functional
 
 from edgetl.images import ReadOptions, draw_balanced, read_data
-from edgetl.transfer.adapt.losses import Codes, loss_of, weight_of
+from edgetl.transfer.adapt.losses import Codes, loss_of
+from edgetl.transfer.adapt.methods import METHODS
 
 SIZE = 28
 STEPS, BATCH = 700, 64
@@ -83,7 +84,7 @@ def trained(source: Digits, target: Digits, method: str, seed: int, steps: int =
             both = network(torch.cat([source.pixels[ours], target.pixels[theirs]]))
             codes = [Codes(both.features[part], both.logits[part]) for part in (slice(BATCH), slice(BATCH, None))]
             total = functional.cross_entropy(codes[0].logits, labels[ours])
-            total = total + weight_of(method) * loss(*codes, step / steps)
+            total = total + METHODS[method].weight * loss(*codes, step / steps)
         optimizer.zero_grad(set_to_none=True)
         total.backward()  # type: ignore[no-untyped-call]
         optimizer.step()

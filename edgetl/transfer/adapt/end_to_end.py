@@ -15,7 +15,8 @@ from torch import nn
 from edgetl.bundle import read_json
 from edgetl.images import Sample
 from edgetl.transfer import probe
-from edgetl.transfer.adapt.losses import AdaptationLoss, Codes, loss_of, weight_of
+from edgetl.transfer.adapt.losses import AdaptationLoss, Codes, loss_of
+from edgetl.transfer.adapt.methods import METHODS
 from edgetl.transfer.augment import Views, stream_seed
 from edgetl.transfer.backbones import BackboneRow, head_of
 from edgetl.transfer.recipe import recipe_for
@@ -66,7 +67,7 @@ def train(run: Run, method: str, samples: Sequence[Sample]) -> State:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(stream_seed(options.seed, "adapt", method))
         loss = loss_of(method, head.weight.shape[1], len(data.labels))
-    extra = Adapting(network.backbone, spec, loss, weight_of(method))
+    extra = Adapting(network.backbone, spec, loss, METHODS[method].weight)
     setting = Setting(
         train=labelled,
         val=data.split("val"),

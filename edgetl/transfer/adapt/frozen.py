@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from edgetl.errors import StageError
 from edgetl.monitor import SILENT, Monitor
-from edgetl.transfer.adapt.losses import Codes, loss_of, weight_of
+from edgetl.transfer.adapt.losses import Codes, loss_of
 from edgetl.transfer.adapt.methods import METHODS, NONE
 from edgetl.transfer.augment import stream_seed
 from edgetl.transfer.probe import Linear, fit_at
@@ -190,7 +190,7 @@ def _descend(
             codes.append(Codes(features, head(features)))
         total = functional.cross_entropy(codes[0].logits, targets[drawn])
         total = total + penalty * (head.weight @ bottleneck.weight).square().sum()
-        total = total + weight_of(method) * loss(*codes, step / STEPS)
+        total = total + METHODS[method].frozen_weight * loss(*codes, step / STEPS)
         optimizer.zero_grad(set_to_none=True)
         total.backward()
         nn.utils.clip_grad_norm_(parameters, CLIP)

@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from edgetl.transfer.adapt import adversarial, confusion, discrepancy
-from edgetl.transfer.adapt.methods import METHODS
 
 
 class Codes(NamedTuple):
@@ -110,8 +109,3 @@ def loss_of(method: str, width: int, classes: int, hidden: int = adversarial.HID
     if method == "cdan":
         return Cdan(width, classes, hidden)
     return {"mmd": Mmd, "jmmd": JointMmd, "coral": Coral, "mcc": Mcc}[method]()
-
-
-def weight_of(method: str) -> float:
-    """Of the method's loss beside the cross-entropy."""
-    return METHODS[method].weight
