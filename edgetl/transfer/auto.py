@@ -55,10 +55,11 @@ def pick(run: Run, probed: Probed) -> Pick:
 def decide(per_class: float, distance: float | None, pretrained: bool, probe_accuracy: float) -> Pick:
     """What to train, for `per_class` training images a class at `distance` (see `shift`) from the source domain.
 
-    Without weights: scratch. Where the probe is right on all of val: nothing, for val could show nothing better. Near
-    the source with few labels: gradual, which disturbs the lower stages least (Howard & Ruder 2018). Else LP-FT
-    (Kumar et al. 2022), and so far from the source, where the lower stages must change too: on ten sketches a class
-    it gained 13 points on the probe and gradual unfreezing none (docs/log.md).
+    Without weights: scratch. Where the probe is right on all of val: nothing, for val could show nothing better. Else
+    LP-FT (Kumar et al. 2022), near and far, with few labels and with many: no other strategy was better by more than
+    its noise in any of these cases, and gradual unfreezing was worse (benchmarks/README.md, strategies). Where there
+    are few labels or the images are far from the source, that is said: there fine-tuning may lose to the probe, and
+    val decides.
     """
     size = f"{per_class:.0f} images a class"
     if not pretrained:
@@ -67,10 +68,11 @@ def decide(per_class: float, distance: float | None, pretrained: bool, probe_acc
         return Pick(STRATEGIES["features"], ("the linear probe is right on all of val: nothing is trained",))
     if distance is None:
         return Pick(STRATEGIES["lp-ft"], (f"{size}, at an unknown distance (no BatchNorm): lp-ft",))
-    if distance > FAR:
-        return Pick(STRATEGIES["lp-ft"], (f"{size}, far from the source domain ({distance:.2f}): lp-ft",))
-    name = "gradual" if per_class <= FEW else "lp-ft"
-    return Pick(STRATEGIES[name], (f"{size}, near the source domain ({distance:.2f}): {name}",))
+    where = (
+        f"far from the source domain ({distance:.2f})" if distance > FAR else f"near the source domain ({distance:.2f})"
+    )
+    few = ", few" if per_class <= FEW else ""
+    return Pick(STRATEGIES["lp-ft"], (f"{size}{few}, {where}: lp-ft",))
 
 
 def shift(network: Deployed, images: torch.Tensor) -> float | None:

@@ -144,7 +144,7 @@ def test_images_unlike_the_source_are_farther_by_batchnorms_memory() -> None:
 @pytest.mark.parametrize(
     ("situation", "plan", "said"),
     [
-        ((10, 0.3, True, 0.5), "gradual", "10 images a class, near"),
+        ((10, 0.3, True, 0.5), "lp-ft", "10 images a class, few, near"),
         ((10, 0.9, True, 0.5), "lp-ft", "far from the source domain (0.90)"),
         ((500, 0.3, True, 0.5), "lp-ft", "500 images a class, near"),
         ((10, None, True, 0.5), "lp-ft", "no BatchNorm"),
