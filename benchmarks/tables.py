@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from benchmarks import tables_latency
 from benchmarks.choice import SCORES, by_set
 from benchmarks.rows import HERE, RESULTS, Row, latest, read
 
@@ -39,7 +40,8 @@ def table(suite: str, rows: list[Row]) -> str:
         return NO_ROWS
     shown = _GATHERED.get(suite, _together)(rows)
     lines = [header, ["---"] + ["--:"] * (len(header) - 1), *(cells(row) for row in shown)]
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines) + "\n" + "".join(_where(rows))
+    said = [*_NOTES[suite](rows)] if suite in _NOTES else []
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines) + "\n" + "".join([*said, *_where(rows)])
 
 
 def _together(rows: list[Row]) -> list[Row]:
@@ -61,7 +63,12 @@ def _over_seeds(rows: list[Row]) -> list[Row]:
 
 
 # Suites whose table has another row for several of theirs.
-_GATHERED: dict[str, Callable[[list[Row]], list[Row]]] = {"strategies": _over_seeds, "choice": by_set}
+_GATHERED: dict[str, Callable[[list[Row]], list[Row]]] = {
+    "strategies": _over_seeds,
+    "choice": by_set,
+    "peers_latency": tables_latency.beside,
+}
+_NOTES: dict[str, Callable[[list[Row]], list[str]]] = {"peers_latency": tables_latency.notes}
 
 
 def line(row: Row) -> str:
@@ -323,6 +330,8 @@ _TABLES: dict[str, tuple[list[str], Callable[[Row], list[str]]]] = {
         ],
         _hard,
     ),
+    "bench": (tables_latency.BENCH, tables_latency.bench),
+    "peers_latency": (tables_latency.PEERS, tables_latency.peers),
     "peers": (
         [
             *("network: quantiser", "drop, points", "n", "agreement", "KL", "MACs in INT8", "s"),
