@@ -185,10 +185,11 @@ def _busy(found: Sequence[Measured], where: Mapping[str, Mapping[str, Any]]) -> 
     noisy = [one for one in timed if (one.row.noise or {}).get("noisy")]
     out = []
     if noisy:
-        why = "; ".join(dict.fromkeys(str(reason) for one in noisy for reason in (one.row.noise or {})["why"]))
+        told = [[str(why) for why in (one.row.noise or {})["why"]] for one in noisy]
+        of_all = [why for why in told[0] if all(why in others for others in told)] or told[0]
         out.append(
-            f"{len(noisy)} of {len(timed)} times were taken on a noisy machine ({why}): trust the ratio to the "
-            "reference, measured in turns, rather than the milliseconds."
+            f"{len(noisy)} of {len(timed)} times were taken on a noisy machine ({'; '.join(of_all)}): trust the ratio "
+            "to the reference, measured in turns, rather than the milliseconds."
         )
     for identity in dict.fromkeys(one.row.environment for one in timed if one.row.noise is None):
         machine = where.get(identity, {})

@@ -46,6 +46,7 @@ def page(facts: Facts, pictures: Pictures) -> str:
         say=words,
         version=__version__,
         table=[_cells(one) for one in facts.measured],
+        noise=[(words.called(one), said) for one in facts.measured for said in [_noise(one)] if said],
         layers=_layers(facts),
         top_confusions=TOP_CONFUSIONS,
         whole=MATRIX,
@@ -63,7 +64,7 @@ def _cells(one: Measured) -> dict[str, Any]:
         "latency": latency,
         "p50_ci": p50_interval(one),
         "streams": {n: found for n, found in (row.throughput_by_streams or {}).items() if found and n != "1"},
-        "noise": _noise(one),
+        "noisy": bool((row.noise or {}).get("noisy")),
         "evidence": _come_by(row.accuracy_evidence, row.latency_evidence),
         "error": without_paths(row.error) if row.error else "",
     }
@@ -80,7 +81,7 @@ def _noise(one: Measured) -> str:
     """What disturbed this row, as the bench says, or how the device was set; "" where nothing was recorded."""
     found = one.row.noise or {}
     if found.get("noisy"):
-        return without_paths("noisy: " + "; ".join(str(why) for why in found["why"]))
+        return without_paths("; ".join(str(why) for why in found["why"]).replace("+-", "\N{PLUS-MINUS SIGN}"))
     conditions = one.extra.get("conditions")
     if not isinstance(conditions, dict):
         return ""
