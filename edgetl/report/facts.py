@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -204,7 +205,7 @@ def _busy(found: Sequence[Measured], where: Mapping[str, Mapping[str, Any]]) -> 
 
 def _gaps(bundle: Bundle, found: Sequence[Measured], data: dataset.Data) -> list[str]:
     """What is not there, and the command that adds it."""
-    name, out = bundle.path.name, []
+    name, out = shlex.quote(bundle.path.name), []
     if not bundle.artifacts("graph"):
         out.append(f"No graph was exported yet: `edgetl export {name} --int8` makes what can be shipped.")
     if not found:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
@@ -31,6 +32,7 @@ def environment() -> Environment:
     )
     for name in ("percent", "between", "points", "range_pp", "milliseconds", "megabytes", "count", "day", "called"):
         made.filters[name] = getattr(words, name)
+    made.filters["shell"] = shlex.quote
     made.filters["without_paths"] = without_paths
     made.filters["relative"] = relative
     return made

@@ -22,7 +22,7 @@ def last_part(path: str) -> str:
 
 def is_outside(path: str) -> bool:
     """Whether a path is absolute in any operating system, from a home, or climbs out of its folder."""
-    return bool(re.match(r"^(?:~|/|\\|[A-Za-z]:[\\/])", path)) or ".." in re.split(r"[\\/]", path)
+    return bool(re.match(r"^(?:~|/|\\\\|[A-Za-z]:[\\/])", path)) or ".." in re.split(r"[\\/]", path)
 
 
 def relative(path: str) -> str:

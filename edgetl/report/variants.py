@@ -38,13 +38,17 @@ class Loss:
 
 @dataclass(frozen=True)
 class Contract:
-    """What an int8 graph was exported under (`--max-drop`), and the verdict on val. `needed`: images to resolve it."""
+    """What an int8 graph was exported under (`--max-drop`), and the verdict on val.
+
+    needed: images to resolve it. labels: false where it was judged by agreement, on photos without labels.
+    """
 
     verdict: str
     met: bool
     max_drop: float
     loss: Loss
     needed: int | None
+    labels: bool
     worst_class: tuple[str, float]
 
 
@@ -136,6 +140,7 @@ def contract_of(record: Mapping[str, Any]) -> Contract | None:
         float(guard["max_drop"]),
         loss,
         guard.get("n_needed"),
+        (record.get("options") or {}).get("guard") != "agreement",
         (str(worst["label"]), float(worst["drop_pp"])),
     )
 

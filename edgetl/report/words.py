@@ -153,9 +153,10 @@ def cost(facts: Facts, ship: Variant) -> str:
         said = "No accuracy that these images show"
     said += f" (95 % interval of the drop {range_pp(loss.ci_pp)} points" if loss.ci_pp else " ("
     said += f", {count(loss.n)} {loss.split} images)"
-    base = facts.reference.row.accuracy if facts.reference else None
-    if scored is not None and scored.row.accuracy is not None and base is not None:
-        said += f": {percent(scored.row.accuracy)} right, the network in PyTorch {percent(base)}"
+    base = facts.reference.row if facts.reference else None
+    together = base and scored and (base.split, base.n_images) == (scored.row.split, scored.row.n_images)
+    if base and scored and together:
+        said += f": {percent(scored.row.accuracy)} right, the reference {percent(base.accuracy)}"
     flips = f". {count(loss.flips)} answers changed" if loss.flips is not None else ""
     return said + flips + "."
 
@@ -170,6 +171,7 @@ def sure(advice: Advice) -> str:
         return _plain_surety(ship.loss())
     loss, allowed = contract.loss, f"{contract.max_drop:g} points allowed"
     on = f"on {count(loss.n)} {loss.split} images"
+    on += "" if contract.labels else " without labels (a changed answer counts as lost)"
     if contract.verdict == MET:
         said = f"Proven at 95 %: {on} the whole interval ({range_pp(loss.ci_pp)} points) is within the {allowed}."
     elif contract.verdict == UNRESOLVED:

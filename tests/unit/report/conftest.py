@@ -57,6 +57,8 @@ class Maker:
         photos: bool = False,
         guard: dict[str, Any] | None = None,
         wrong: int = 2,
+        name: str = "flowers",
+        options: dict[str, Any] | None = None,
     ) -> Path:
         self.folder.mkdir(exist_ok=True)
         rng = np.random.default_rng(0)
@@ -83,7 +85,7 @@ class Maker:
         }
         scratch = self.folder / "scratch"
         scratch.mkdir()
-        new = [self._graph(scratch, profile, precision, guard) for profile, precision in graphs]
+        new = [self._graph(scratch, profile, precision, guard, options or {}) for profile, precision in graphs]
         (scratch / "splits.json").write_bytes(
             canonical_json({name: [[s.path, s.target, s.digest, ""] for s in own] for name, own in splits.items()})
         )
@@ -91,10 +93,8 @@ class Maker:
             NewArtifact(scratch / "splits.json", "splits-{sha12}.json", {"kind": "splits", "made_by": "finetune"})
         )
         command = ["/opt/zoe/.venv/bin/edgetl", "finetune", str(data), "--to", "/home/zoe/models/flowers"]
-        with locked(self.folder / "flowers"):
-            made = create(
-                self.folder / "flowers", manifest, new, {"data": str(data), "command": command, "host": "zoes-pc"}
-            )
+        with locked(self.folder / name):
+            made = create(self.folder / name, manifest, new, {"data": str(data), "command": command, "host": "zoes-pc"})
         if bench:
             self.bench(made, samples, logits, wrong, "test" if test else "val")
         return made.path
@@ -109,7 +109,9 @@ class Maker:
         Image.fromarray(noise).save(file, quality=90)
         return Sample(path, target, sha256_bytes(file.read_bytes()))
 
-    def _graph(self, scratch: Path, profile: str, precision: str, guard: dict[str, Any] | None) -> NewArtifact:
+    def _graph(
+        self, scratch: Path, profile: str, precision: str, guard: dict[str, Any] | None, options: dict[str, Any]
+    ) -> NewArtifact:
         source = scratch / f"{profile}-{precision}.onnx"
         source.write_bytes(f"{profile} {precision}".encode() * {"fp32": 400, "fp16": 200, "int8": 100}[precision])
         judged = precision == "int8"
@@ -122,7 +124,8 @@ class Maker:
             "met": (guard or GUARD)["met"] if judged else None,
             "guard": (guard or GUARD) if judged else None,
             "int8_macs_share": 0.99 if judged else None,
-            "options": {"target": "cpu" if profile == "cpu" else "jetpack6", "max_drop": 0.5, "method": "max"},
+            "options": {"target": "cpu" if profile == "cpu" else "jetpack6", "max_drop": 0.5, "method": "max"}
+            | options,
             "versions": {"onnx": "1.2"},
         }
         return NewArtifact(source, f"graphs/{profile}/{precision}-{{sha12}}.onnx", record)

@@ -73,6 +73,11 @@ def test_a_graph_that_misses_its_contract_is_not_advised(make_bundle):
     assert [variant.precision for variant, _ in facts.main.refused] == ["int8"]
 
 
+def test_a_guard_without_labels_says_so(make_bundle):
+    facts = gather(Bundle.open(make_bundle(wrong=0, options={"guard": "agreement"})))
+    assert "without labels (a changed answer counts as lost)" in words.sure(facts.main)
+
+
 def test_a_graph_whose_loss_on_test_is_beyond_doubt_is_not_advised(make_bundle):
     """Its contract was met on val; on test every tenth answer became wrong."""
     facts = gather(Bundle.open(make_bundle(n=400, wrong=120)))
@@ -240,6 +245,7 @@ def test_no_folder_of_an_absolute_path_is_left(parts):
     path = "/" + "/".join(part.strip() or "x" for part in parts)
     shown = command_line(["edgetl", "finetune", path, f"--to={path}"])
     assert all("/" not in word for word in shown)
+    assert command_line(["edgetl", "--group-by", r"\d+_"])[2] == r"\d+_"  # no path, though it begins as one might
     assert relative("class/1.jpg") == "class/1.jpg" and relative("../zoe/1.jpg") == "1.jpg"
 
 

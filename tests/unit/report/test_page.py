@@ -143,6 +143,13 @@ def test_labels_in_any_script_are_text_and_nothing_else(make_bundle, tmp_path):
     assert "<script" not in said.split("---")[2] and "\\| md \\`x\\` \\[y\\](z)" in said
 
 
+def test_a_bundle_whose_name_is_a_command_is_quoted_where_it_is_to_be_copied(make_bundle, tmp_path):
+    text, _ = written(make_bundle(name="a; rm -rf ~ <b>", bench=False), tmp_path, card=tmp_path / "card.md")
+    page = check(text, tmp_path)
+    assert "edgetl bench 'a; rm -rf ~ <b>'" in page.text and "<b>'" not in text
+    assert "edgetl classify 'a; rm -rf ~ <b>' photo.jpg" in (tmp_path / "card.md").read_text()
+
+
 def test_a_thousand_classes_are_a_small_page(make_bundle, tmp_path):
     labels = [f"class {i:04}" for i in range(1000)]
     text, _ = written(make_bundle(labels=labels, n=2500), tmp_path)
