@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from edgetl.bundle import Bundle
+from edgetl.bundle.manifest import seal
 from edgetl.device.chosen import Wish, choose
 from edgetl.measure.parity import golden
 from edgetl.runtime import run_pixels
@@ -88,13 +89,19 @@ def test_the_example_and_the_service_answer_as_the_golden_images_say(
 def test_deepstreams_files_come_with_what_its_resize_costs(for_tensorrt: Path, tmp_path: Path) -> None:
     bundle = tmp_path / "flowers"
     shutil.copytree(for_tensorrt, bundle)
+    told = edgetl("deploy", bundle, "--emit", "deepstream", "--to", tmp_path / "serving", code=1)
+    assert "semicolons" in told["error"]["what"] and not (tmp_path / "serving").exists()
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    manifest["labels"] = [label.replace(";", ",") for label in manifest["labels"]]
+    (bundle / "manifest.json").write_text(json.dumps(seal(manifest)))
+    held = manifest["splits"]["test"]["n"]
     found = edgetl("deploy", bundle, "--emit", "deepstream", "--to", tmp_path / "serving", "--precision", "fp32")
     (row,), cost = found["rows"], found["resize"]
-    assert row["id"] == "onnxruntime-trt10-fp32-deepstream-b1" and row["split"] == "test" and row["n_images"] == 15
+    assert row["id"] == "onnxruntime-trt10-fp32-deepstream-b1" and row["split"] == "test" and row["n_images"] == held
     assert row["accuracy_evidence"] == "simulated" and row["latency_ms"] is None
     assert cost["own_accuracy"] - row["accuracy"] == pytest.approx(cost["drop_pp"] / 100)
     config = (tmp_path / "serving/deepstream/config_infer.txt").read_text(encoding="utf-8")
-    assert "DeepStream's resize, emulated: accuracy" in config and "on 15 test images" in config
+    assert "DeepStream's resize, emulated: accuracy" in config and f"on {held} test images" in config
     kept = [json.loads(line) for line in (bundle / "runs/bench.jsonl").read_text().splitlines()]
     assert kept[-1]["id"] == row["id"] and kept[-1]["resize"] == cost
     where = [json.loads(line) for line in (bundle / "runs/environments.jsonl").read_text().splitlines()]
