@@ -134,9 +134,12 @@ def _figures(timing: Timing, base: Timing | None) -> dict[str, Any]:
     of_each = turns.split(timing.wall_ms, timing.turns)
     found = percentiles(timing.wall_ms)
     low, high = turns.intervals(of_each)["p50"] or (None, None)
-    ratio = None if base is None else turns.ratio(of_each, turns.split(base.wall_ms, base.turns))
+    ratio: tuple[float | None, ...] = (None, None, None)
+    if base is not None:  # too few turns for an interval: the ratio of the medians alone
+        alone = (median(timing.wall_ms) / median(base.wall_ms), None, None)
+        ratio = turns.ratio(of_each, turns.split(base.wall_ms, base.turns)) or alone
     figures = {"p50_ms": found["p50"], "p50_low_ms": low, "p50_high_ms": high, "p90_ms": found["p90"]}
-    figures |= dict(zip(("ratio", "ratio_low", "ratio_high"), ratio or (None,) * 3, strict=True))
+    figures |= dict(zip(("ratio", "ratio_low", "ratio_high"), ratio, strict=True))
     return {**{name: None if v is None else round(v, 4) for name, v in figures.items()}, "runs": found["n"]}
 
 
