@@ -59,6 +59,8 @@ class Maker:
         wrong: int = 2,
         name: str = "flowers",
         options: dict[str, Any] | None = None,
+        result: dict[str, Any] | None = None,
+        layers: Sequence[dict[str, Any]] = (),
     ) -> Path:
         self.folder.mkdir(exist_ok=True)
         rng = np.random.default_rng(0)
@@ -81,7 +83,8 @@ class Maker:
             else {"backbone": "adopted", "file": "theirs.onnx", "sha256": "cd" * 32},
             "splits": {name: {"n": len(own), "digest": split_digest(own)} for name, own in splits.items()},
             "tolerances": {},
-            "training": _training(found, test) if trained else {},
+            "training": _training(found, test, result or {}) if trained else {},
+            "confidence": CONFIDENCE if trained else {},
         }
         scratch = self.folder / "scratch"
         scratch.mkdir()
@@ -95,6 +98,8 @@ class Maker:
         command = ["/opt/zoe/.venv/bin/edgetl", "finetune", str(data), "--to", "/home/zoe/models/flowers"]
         with locked(self.folder / name):
             made = create(self.folder / name, manifest, new, {"data": str(data), "command": command, "host": "zoes-pc"})
+        if layers:
+            self._xray(made, scratch, layers)
         if bench:
             self.bench(made, samples, logits, wrong, "test" if test else "val")
         return made.path
@@ -129,6 +134,16 @@ class Maker:
             "versions": {"onnx": "1.2"},
         }
         return NewArtifact(source, f"graphs/{profile}/{precision}-{{sha12}}.onnx", record)
+
+    def _xray(self, made: Bundle, scratch: Path, layers: Sequence[dict[str, Any]]) -> None:
+        graph = made.artifact("graph", precision="int8")
+        body = {"schema": 1, "method": "max", "calibration_n": 4, "evidence": "simulated", "builder": None}
+        (scratch / "layers.json").write_bytes(
+            canonical_json({**body, "graph": graph["sha256"], "layers": list(layers)})
+        )
+        record = {"kind": "layers", "made_by": "export", "made_from": graph["sha256"], "profile": graph["profile"]}
+        with locked(made.path):
+            made.add([NewArtifact(scratch / "layers.json", "layers-{sha12}.json", record)])
 
     def bench(self, made: Bundle, samples: Sequence[Sample], logits: Any, wrong: int, split: str) -> None:
         """Rows and answers; every variant but fp32 has the first `wrong` answers another."""
@@ -216,7 +231,15 @@ GUARD: dict[str, Any] = {
 }
 
 
-def _training(found: dict[str, Any], test: bool) -> dict[str, Any]:
+CONFIDENCE = {
+    "temperature": 1.3,
+    "abstain": [],
+    "val": {"n": 30, "ece": 0.2, "ece_calibrated": 0.1},
+    "test": {"n": 60, "ece": 0.25, "ece_calibrated": 0.12},
+}
+
+
+def _training(found: dict[str, Any], test: bool, result: dict[str, Any]) -> dict[str, Any]:
     history = [
         {"epoch": i, "train_loss": 1.0 / i, "val_loss": 1.1 / i, "val_accuracy": 0.5 + 0.1 * i, "seconds": 1.0}
         for i in (1, 2, 3)
@@ -229,7 +252,7 @@ def _training(found: dict[str, Any], test: bool) -> dict[str, Any]:
         "versions": {"torch": "2.0"},
         "history": history,
         "metrics": {"val": found, "linear_probe": found, "test": found if test else None},
-        "result": {"seconds": 12.0, "near_duplicates": {"n": 0, "pairs": []}},
+        "result": {"seconds": 12.0, "near_duplicates": {"n": 0, "pairs": []}} | result,
     }
 
 

@@ -200,6 +200,54 @@ def test_a_thumbnail_is_never_larger_than_it_may_be(size):
         assert len(base64.b64decode(found.uri.partition(",")[2])) <= most
 
 
+POINT = {"accuracy": 0.6, "accuracy_ci": [0.5, 0.7], "draws": [0.6]}
+RECORDED = {
+    "near_duplicates": {"n": 2, "pairs": []},
+    "adaptation": {
+        "n_unlabelled": 50,
+        "mmd2": 0.1234,
+        "p_value": 0.005,
+        "a_distance": 1.5,
+        "kept": "cdan",
+        "why": "far",
+    },
+    "label_budget": {
+        "answer": "10 labels a class: more",
+        "rows": [{"labels": n, "images": 3 * n, "linear_probe": POINT, "strategy": POINT} for n in (5, 10)],
+    },
+    "folds": {"k": 5, "n": 60, "accuracy": 0.61, "accuracy_ci": [0.5, 0.7]},
+    "selection": {"why": "lp-ft is best on val"},
+}
+LAYER = {"op": "Conv", "amax": 5.5, "clipped": 0.001, "sqnr_db": 21.5, "kl_regained": 0.001, "macs_share": 0.5}
+LAYER |= {"precision": "int8", "kept_float": None, "sqnr_n": 8, "effect_n": 8}
+
+
+def test_what_training_and_export_recorded_is_told(make_bundle, tmp_path):
+    unknown = {
+        **LAYER,
+        "sqnr_db": None,
+        "kl_regained": None,
+        "precision": None,
+        "kept_float": "a reason",
+        "effect_n": None,
+    }
+    layers = [
+        {"node": "/a/conv", **LAYER},
+        {"node": "/b/conv", **unknown},
+        {"node": "/c/conv", **LAYER, "sqnr_db": -3.0},
+    ]
+    path = make_bundle(result=RECORDED, layers=layers)
+    pair = {"image": "x/1.jpg", "split": "test", "like": "/home/zoe/2.jpg", "like_split": "train", "how": "plain"}
+    Bundle.open(path).append_rows("near-duplicates", [json.dumps({**pair, "generation": 1})])
+    page = check(written(path, tmp_path)[0], tmp_path)
+    for said in ("2 val and test images look like", "x/1.jpg (test) is like 2.jpg (train)", "MMD² 0.1234 (p 0.005)"):
+        assert said in page.text
+    for said in ("Adaptation kept: cdan", "10 labels a class: more", "in 5 folds", "lp-ft is best on val", "3 layers"):
+        assert said in page.text
+    assert "A temperature of 1.30" in page.text and "from 0.250 to 0.120 on 60 test images" in page.text
+    assert "How many labels are needed" in page.text and "c: -3.0 dB" in page.text
+
+
 def test_a_failed_row_says_so_without_a_path(make_bundle, tmp_path):
     path = make_bundle()
     made = Bundle.open(path)
