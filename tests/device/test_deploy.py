@@ -104,6 +104,7 @@ def test_what_lies_on_the_device_is_private_and_tells_nothing_of_the_pc(board: D
     assert len(found) == 2 and all(p["label"] in LABELS for p in found)
 
 
+@pytest.mark.slow
 def test_rollback_goes_to_the_release_before(board: Device, bundle: Path) -> None:
     answer(deploy(board, bundle, "--prove", "none", "--precision", "fp32"))
     old = current(board)
@@ -116,6 +117,7 @@ def test_rollback_goes_to_the_release_before(board: Device, bundle: Path) -> Non
     assert current(board) == new
 
 
+@pytest.mark.slow
 def test_keep_removes_the_oldest(board: Device, bundle: Path) -> None:
     for precision in ("fp32", "fp16", "int8"):
         answer(deploy(board, bundle, "--prove", "none", "--precision", precision, "--keep", "2"))
@@ -193,6 +195,7 @@ def test_a_cut_connection_resumes_and_the_old_release_serves(board: Device, bund
     assert current(board) != old and cuts >= 1
 
 
+@pytest.mark.slow
 def test_a_killed_deploy_leaves_what_serves_and_can_be_run_again(board: Device, bundle: Path) -> None:
     answer(deploy(board, bundle, "--prove", "none", "--precision", "fp32"))
     old = current(board)
@@ -210,6 +213,7 @@ def test_a_killed_deploy_leaves_what_serves_and_can_be_run_again(board: Device, 
     assert current(board) != old
 
 
+@pytest.mark.slow
 def test_a_half_pushed_or_damaged_file_is_pushed_again(board: Device, bundle: Path) -> None:
     graph = next((bundle / "graphs/cpu").glob("int8-*.onnx"))
     record = next(
