@@ -163,7 +163,7 @@ def _run(
 
     try:
         with joined(options.device) as group:
-            found = group.first(lambda: read_data(folder_of(data, data_root, monitor), reading))
+            found = group.first(lambda: read_data(folder_of(data, data_root, monitor), reading, monitor))
             return finetune(found, to, options, monitor, group)
     except KeyboardInterrupt:
         monitor.say("what was done so far is kept: the same command with --resume continues it")

@@ -70,7 +70,7 @@ def pretrain(
 
         folder = options.folder_of(data, data_root, run.monitor)
         try:
-            result = stage(read_data(folder, reading), to, wanted, run.monitor)
+            result = stage(read_data(folder, reading, run.monitor), to, wanted, run.monitor)
         except KeyboardInterrupt:
             run.monitor.say("what was done so far is kept: the same command with --resume continues it")
             raise

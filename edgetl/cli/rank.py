@@ -102,7 +102,7 @@ def rank(
 
             source = str(materialise(source, data_root, run.monitor))
         reading = ReadOptions(seed, val_fraction, test_fraction, group_by)
-        result = stage(read_data(source, reading), options, run.monitor)
+        result = stage(read_data(source, reading, run.monitor), options, run.monitor)
         run.done(result, show=lambda console: _show(console, result, source))
 
 

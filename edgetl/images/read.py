@@ -14,9 +14,10 @@ from edgetl.errors import DataError
 from edgetl.images.dataset import SPLITS, Dataset, Draw, ReadOptions, Sample
 from edgetl.images.listing import Found, from_csv, from_folder
 from edgetl.images.split import drop_train_copies, stratified
+from edgetl.monitor import SILENT, Monitor
 
 
-def read_data(source: str, options: Optional[ReadOptions] = None) -> Dataset:
+def read_data(source: str, options: Optional[ReadOptions] = None, monitor: Monitor = SILENT) -> Dataset:
     """Read DATA (an image folder, a split layout or a CSV file); see cli.md for the forms.
 
     Every file is hashed once (identical images must not lie in two splits) and none is decoded.
@@ -39,7 +40,7 @@ def read_data(source: str, options: Optional[ReadOptions] = None) -> Dataset:
     index = {label: i for i, label in enumerate(labels)}
     samples = [
         (f.split, Sample(path, index[f.label], digest, f.group))
-        for f, path, digest in zip(found, relative, _hashed([f.path for f in found]))
+        for f, path, digest in zip(found, relative, _hashed([f.path for f in found], monitor))
     ]
     warnings += _two_labels([s for _, s in samples], labels, options.strict)
     return _split(samples, root, labels, options, warnings)
@@ -104,15 +105,19 @@ def _labels(found: Sequence[Found], wanted: Tuple[str, ...], source: str) -> Tup
     return tuple(sorted(there))
 
 
-def _hashed(paths: Sequence[str]) -> List[str]:
+def _hashed(paths: Sequence[str], monitor: Monitor) -> List[str]:
     # Threads, because sha256 and reading run outside the interpreter's lock; in slices, because one future
     # for each small file would cost as much as its hash.
     slices = [paths[i : i + 256] for i in range(0, len(paths), 256)]
+    out: List[str] = []
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
         try:
-            return [digest for found in pool.map(_hash_all, slices) for digest in found]
+            for found in pool.map(_hash_all, slices):
+                out += found
+                monitor.progress("listing", len(out), len(paths))
         except OSError as error:
             raise DataError("an image cannot be read", "%s (%s)" % (error.filename, error.strerror)) from error
+    return out
 
 
 def _hash_all(paths: Sequence[str]) -> List[str]:
@@ -137,7 +142,22 @@ def _split(
         _check_trainable(splits, labels, root)
         if options.val_fraction > 0 and "val" not in splits:
             raise DataError("too few different images for a val split", root, "each class wants at least two")
+        warnings += _unjudged(splits, labels)
     return Dataset(root, labels, splits, draw is None, tuple(warnings), draw=draw)
+
+
+def _unjudged(splits: Dict[str, Tuple[Sample, ...]], labels: Tuple[str, ...]) -> List[str]:
+    """A line for each of val and test that lacks classes: their accuracy says nothing about these."""
+    out = []
+    for split in ("val", "test"):
+        there = {sample.target for sample in splits.get(split, ())}
+        absent = [label for target, label in enumerate(labels) if target not in there]
+        if there and absent:
+            named = ", ".join(absent[:5]) + (", ... (%d)" % len(absent) if len(absent) > 5 else "")
+            out.append(
+                "%s has no image of some classes, so it says nothing about them: %s; add images" % (split, named)
+            )
+    return out
 
 
 def _given(

@@ -10,6 +10,7 @@ import pytest
 
 from edgetl.errors import DataError
 from edgetl.images import Dataset, ReadOptions, Sample, read_data
+from edgetl.monitor import Monitor
 
 PLAIN = ReadOptions(val_fraction=0.25, test_fraction=0.25)
 
@@ -290,3 +291,22 @@ def test_real_photos_read_as_their_folder_says(samples):
     assert len(data.labels) == 5
     assert all((data.root / s.path).is_file() for s in data.all())
     assert {name: len(data.split(name)) > 0 for name in data.splits}
+
+
+def test_classes_that_val_or_test_lack_are_named(tmp_path: Path) -> None:
+    write(folder(tmp_path, "a", "b"), {"lonely/0.jpg": "alone"})
+    data = read_data(str(tmp_path))
+    assert [s.target for s in data.split("train")].count(2) == 1
+    assert [line.partition(" ")[0] for line in data.warnings] == ["val", "test"]
+    assert all("lonely" in line for line in data.warnings)
+
+
+def test_listing_tells_how_far_it_is(tmp_path: Path) -> None:
+    told = []
+
+    class Watching(Monitor):
+        def progress(self, what: str, done: int, total: int) -> None:
+            told.append((what, done, total))
+
+    read_data(str(folder(tmp_path, "a", "b", n=150)), monitor=Watching())
+    assert told == [("listing", 256, 300), ("listing", 300, 300)]
