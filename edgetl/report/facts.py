@@ -10,6 +10,7 @@ from typing import Any
 from edgetl.bundle import Bundle
 from edgetl.measure import answers as kept_answers
 from edgetl.measure.answers import Answers
+from edgetl.measure.noise import ratios_hold
 from edgetl.report import accuracy, dataset, provenance, rows, training, variants
 from edgetl.report.accuracy import Bin, Flips, Scores, Shown
 from edgetl.report.privacy import last_part
@@ -188,9 +189,12 @@ def _busy(found: Sequence[Measured], where: Mapping[str, Mapping[str, Any]]) -> 
     if noisy:
         told = [[str(why) for why in (one.row.noise or {})["why"]] for one in noisy]
         of_all = [why for why in told[0] if all(why in others for others in told)] or told[0]
+        hold = all(ratios_hold(one.row.noise or {}) for one in noisy)
+        trust = "trust the ratio to the reference, measured in turns, rather than the milliseconds"
+        again = "not even ratios hold; measure again on a quieter machine"
         out.append(
-            f"{len(noisy)} of {len(timed)} times were taken on a noisy machine ({'; '.join(of_all)}): trust the ratio "
-            "to the reference, measured in turns, rather than the milliseconds."
+            f"{len(noisy)} of {len(timed)} times were taken on a noisy machine "
+            f"({'; '.join(of_all)}): {trust if hold else again}."
         )
     for identity in dict.fromkeys(one.row.environment for one in timed if one.row.noise is None):
         machine = where.get(identity, {})

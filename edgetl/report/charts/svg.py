@@ -126,7 +126,7 @@ def _log_ticks(low: float, high: float, most: int) -> list[float]:
         found = [s * 10.0**d for d in decades for s in steps if low <= s * 10.0**d <= high]
         if len(found) <= most:
             break
-    return found or [low, high]
+    return found[:: 1 + (len(found) - 1) // most] or [low, high]
 
 
 def around(values: Sequence[float], margin: float = 0.08, least: float = 1e-6) -> tuple[float, float]:

@@ -272,7 +272,12 @@ def test_fields_that_a_newer_bench_adds_are_shown(make_bundle, tmp_path):
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     page = check(written(path, tmp_path)[0], tmp_path)
     assert "4.10 to 5.20" in page.text and "x 0.50 (0.40 to 0.60)" in page.text and "4 callers: 777" in page.text
-    assert "1 of 2 times were taken on a noisy machine (a hypervisor took 9 % of the time)" in page.text
+    assert (
+        "1 of 2 times were taken on a noisy machine (a hypervisor took 9 % of the time): trust the ratio" in page.text
+    )
+    lines[1]["noise"] |= {"waited": 0.9}
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert "not even ratios hold; measure again" in check(written(path, tmp_path)[0], tmp_path).text
 
 
 def test_the_card_has_hugging_faces_sections_and_yaml_that_reads(make_bundle, tmp_path):
