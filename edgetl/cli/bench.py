@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgetl.cli.candidates import BACKENDS, PRECISIONS, PROVIDERS, Wish, parse_names, pick
+from edgetl.cli.candidates import BACKENDS, PRECISIONS, PROVIDERS, Record, Wish, newest_graphs, parse_names, pick
 from edgetl.cli.console import JsonFlag, OutOption, Session, session
 
 if TYPE_CHECKING:
@@ -56,6 +56,9 @@ def bench(
         list[str] | None, typer.Option(metavar="CONDITION", help="Exit 3 where a row is like this. Repeatable.")
     ] = None,
     compare: Annotated[Path | None, typer.Option(help="An earlier --out file to compare with.", metavar="FILE")] = None,
+    deepstream: Annotated[
+        bool, typer.Option("--deepstream", help="Also each TensorRT graph behind DeepStream's own resize, emulated.")
+    ] = False,
     html: Annotated[Path | None, typer.Option(help="Also write the bundle's report page here.", metavar="FILE")] = None,
     as_json: JsonFlag = False,
     out: OutOption = None,
@@ -88,7 +91,9 @@ def bench(
         effort = Effort(seconds=seconds, warmup=warmup, turn_seconds=min(0.2, max(0.02, seconds / 10)))
         counts = () if streams is None else _counts(streams, "--streams")
         options = BenchOptions(_counts(batch, "--batch"), counts, threads, effort)
+        graphs = _for_deepstream(opened, wish) if deepstream else []
         result = measured(run, opened, wish, data, options)
+        _behind_deepstream(run, opened, graphs, data, result)
         if html is not None:
             _page(run, opened, html)
         _finish(run, opened, result, conditions, earlier)
@@ -109,6 +114,41 @@ def measured(run: Session, bundle: Bundle, wish: Wish, data: str | None, options
     bundle.append_rows("environments", [json.dumps(facts, ensure_ascii=False) for facts in where])
     answers.write(bundle, dataclasses.replace(found.answers, at=at))
     return result
+
+
+def _for_deepstream(bundle: Bundle, wish: Wish) -> list[Record]:
+    """The graphs that DeepStream could feed. Raises InputError, BundleError where there is none."""
+    from edgetl.errors import BundleError, InputError
+    from edgetl.spec import Fit
+
+    if bundle.preprocess.fit is not Fit.STRETCH:
+        said = f"this bundle was trained with --fit {bundle.preprocess.fit}"
+        raise InputError("DeepStream stretches whole frames", said, "fine-tune with --fit stretch for DeepStream")
+    graphs = [
+        record
+        for record in newest_graphs(bundle, wish.profile, wish.precisions)
+        if record["profile"] != "cpu" and record["input"] == "float32"
+    ]
+    if not graphs:
+        raise BundleError("no graph that DeepStream could run", bundle.path, "edgetl export --target jetpack6")
+    return graphs
+
+
+def _behind_deepstream(
+    run: Session, bundle: Bundle, graphs: list[Record], data: str | None, result: dict[str, Any]
+) -> None:
+    """Add a row for each of `graphs`, and to "resize" what the resize costs it by itself."""
+    from edgetl.deploy.serving import behind_deepstream
+
+    if not graphs:
+        return
+    images = images_of(bundle, data, run.monitor.say)
+    for record in graphs:
+        cost = behind_deepstream(bundle, record, images, run.monitor)
+        result["rows"].append(cost.row.to_json())
+        facts = {key: value for key, value in cost.environment.items() if key != "id"}
+        result["environments"].setdefault(cost.row.environment, facts)
+        result.setdefault("resize", {})[cost.row.id] = cost.alone
 
 
 def images_of(bundle: Bundle, data: str | None, say: Any) -> BenchData:

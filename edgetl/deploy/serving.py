@@ -76,6 +76,16 @@ def _cost(bundle: Bundle, record: Mapping[str, Any], options: ServingOptions, mo
         monitor.warn(_UNMEASURED + str(error))
         return None
     images = BenchData(dataset.root, samples, split, bundle.preprocess, bundle.labels)
+    return behind_deepstream(bundle, record, images, monitor)
+
+
+def behind_deepstream(
+    bundle: Bundle, record: Mapping[str, Any], images: BenchData, monitor: Monitor = SILENT
+) -> ResizeCost:
+    """What DeepStream's resize costs a recorded graph on `images`; the row is kept in the bundle.
+
+    Raises InputError where the bundle's Preprocess is not a stretch, DataError.
+    """
     graph, reference = OrtBackend(bundle.file(record)), reference_backend(bundle)
     try:
         cost = resize_cost(graph, record, reference, images, task_of(bundle.manifest), monitor=monitor)
