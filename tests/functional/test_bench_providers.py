@@ -16,6 +16,7 @@ from edgetl.runtime import openvino
 from edgetl.runtime.ort import CPU, CUDA, OPENVINO, available_providers, why_not
 
 DOUBLES = Path(__file__).resolve().parents[1] / "doubles"
+with_plugin = pytest.mark.skipif(openvino.installed() is None, reason=f"needs {openvino.PACKAGE} (extra openvino)")
 FAST = ("--seconds", "0.02", "--warmup", "1", "--threads", "1", "--json")
 
 
@@ -65,7 +66,18 @@ def test_an_unknown_provider_is_named_with_those_that_are_known(bench_words: Cal
     assert error["value"] == "coreml" and "cpu,openvino,cuda,tensorrt" in error["do"]
 
 
-@pytest.mark.skipif(openvino.installed() is None, reason=f"needs {openvino.PACKAGE} (extra openvino)")
+@with_plugin
+def test_a_plug_in_that_is_installed_and_offers_nothing_is_spoken_of(bench_words: Callable[..., list[str]]) -> None:
+    reason = why_not(OPENVINO)
+    if reason is None:
+        pytest.skip("the plug-in takes this machine's CPU")
+    done = CliRunner().invoke(app, bench_words("--target", "cpu"))
+    assert done.exit_code == 0, done.stderr
+    assert {row["provider"] for row in json.loads(done.stdout)["rows"]} == {CPU}
+    assert f"no row of {OPENVINO}: {reason.what}" in " ".join(done.stderr.split())
+
+
+@with_plugin
 def test_the_plug_in_has_rows_beside_the_cpus_without_being_asked_for(bench_words: Callable[..., list[str]]) -> None:
     code = (
         "import sys; sys.path.insert(0, sys.argv.pop(1)); import intel_cpu; intel_cpu.pretend()\n"

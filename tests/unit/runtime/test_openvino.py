@@ -127,3 +127,24 @@ except BackendError as error:
     said = on_intel(code, str(tmp_path / "det.onnx"))
     assert "not every node runs on OpenVINOExecutionProvider" in said
     assert "Det left runs on CPUExecutionProvider, 1 of 2 nodes" in said
+
+
+@with_plugin
+@pytest.mark.parametrize("config", ['{"CPU": {"NO_SUCH_KEY": "1"}}', "{"])
+def test_a_plug_in_that_fails_is_not_replaced_by_the_cpu(tiny_graph: MakeGraph, config: str) -> None:
+    """onnxruntime's own session falls back to the CPU there, with a print()."""
+    code = """
+import contextlib, io, json, sys
+from edgetl.errors import BackendError
+from edgetl.runtime import openvino
+from edgetl.runtime.ort import OPENVINO, OrtBackend
+openvino.session_options = lambda threads: {"load_config": sys.argv[2]}
+printed = io.StringIO()
+with contextlib.redirect_stdout(printed):
+    try:
+        said = OrtBackend(sys.argv[1], OPENVINO).provider
+    except BackendError as error:
+        said = error.what
+print(json.dumps([said, printed.getvalue()]))
+"""
+    assert on_intel(code, str(tiny_graph()), config) == ["onnxruntime refuses the graph", ""]
