@@ -51,7 +51,14 @@ def _training(facts: Facts) -> dict[str, Markup | None]:
     probe = found.probe.accuracy if found.probe else None
     n = found.tuned.n if found.tuned else 0
     compared = [
-        Line(name, 100 * one.accuracy, (100 * one.accuracy_ci[0], 100 * one.accuracy_ci[1]), kind, _share(one))
+        Line(
+            name,
+            100 * one.accuracy,
+            (100 * one.accuracy_ci[0], 100 * one.accuracy_ci[1]),
+            kind,
+            f"{100 * one.accuracy:.1f}",
+            _share(one),
+        )
         for name, kind, one in (("linear probe", "ref", found.probe), ("kept", "fp32", found.tuned))
         if one is not None
     ]
@@ -82,11 +89,15 @@ def _scores(facts: Facts) -> dict[str, Markup | None]:
 
 def _accuracy(shown: Sequence[Measured]) -> Markup | None:
     found = [
-        Line(words.called(one), 100 * one.row.accuracy, _hundred(one.row.accuracy_ci), words.kind(one), _said(one))
+        _line(one, 100 * one.row.accuracy, _hundred(one.row.accuracy_ci), f"{100 * one.row.accuracy:.1f}", _said(one))
         for one in shown
         if one.row.accuracy is not None
     ]
     return variants.intervals("accuracy", "Accuracy of every variant", found, "accuracy, %")
+
+
+def _line(one: Measured, value: float, interval: tuple[float, float] | None, shown: str, said: str) -> Line:
+    return Line(words.called(one), value, interval, words.kind(one), shown, said)
 
 
 def _said(one: Measured) -> str:
@@ -105,7 +116,7 @@ def _drops(facts: Facts, shown: Sequence[Measured]) -> Markup | None:
         if drop is None or one is facts.reference or one.row.backend == "torch":
             continue
         said = f"{words.points(drop)} points (95 % {words.range_pp(one.row.drop_ci_pp)}), n {one.row.n_images}"
-        found.append(Line(words.called(one), drop, one.row.drop_ci_pp, words.kind(one), said))
+        found.append(_line(one, drop, one.row.drop_ci_pp, words.points(drop), said))
     limits = sorted({v.contract.max_drop for v in facts.variants if v.contract})
     marks = [(0.0, "no change"), *((limit, f"allowed {limit:g}") for limit in limits[:1])]
     unit = "accuracy lost, percentage points (right is worse)"

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from markupsafe import Markup
 
 from edgetl.report.accuracy import ClassScore, Scores
-from edgetl.report.charts.svg import Scale, Svg, cut, number, room_for
+from edgetl.report.charts.svg import Scale, Svg, cut, room_for, ruler
 
 WIDTH = 380.0
 BARS = 24  # classes drawn; of more, those with the lowest figures
@@ -22,7 +22,7 @@ def recalls(first: Scores, second: Scores | None, names: tuple[str, str]) -> Mar
     text = "; ".join(_said(one, other.get(one.label), names) for one in ranked)
     svg = Svg("recalls", "Recall by class, lowest first", text + ".", WIDTH, height)
     x = Scale(0, 100, left, WIDTH - 56)
-    _ruler(svg, x, 16, height - 42, "recall, % of the class's images")
+    ruler(svg, x, 16, height - 42, "recall, % of the class's images")
     for index, one in enumerate(ranked):
         y = 22 + row * (index + 0.5)
         svg.text(left - 8, y + 4, cut(one.label, left - 8), "lab", "end")
@@ -41,13 +41,6 @@ def _said(one: ClassScore, other: ClassScore | None, names: tuple[str, str]) -> 
     low, high = one.recall_ci
     said = f"{one.label}: {100 * one.recall:.1f} % ({100 * low:.1f} to {100 * high:.1f}), n {one.n}"
     return said if other is None else f"{said}; {names[1]} {100 * other.recall:.1f} %"
-
-
-def _ruler(svg: Svg, x: Scale, top: float, bottom: float, unit: str) -> None:
-    for value in x.ticks(5):
-        svg.line(x(value), top, x(value), bottom, "gridline")
-        svg.text(x(value), bottom + 15, number(value), "tick", "middle")
-    svg.text((x.start + x.end) / 2, bottom + 33, unit, "name", "middle")
 
 
 def matrix(scores: Scores) -> Markup:
@@ -97,7 +90,7 @@ def counts(labels: Sequence[str], found: Mapping[str, Sequence[int]]) -> Markup 
     text = "; ".join(labels[i] + ": " + ", ".join(f"{name} {own[i]}" for name, own in found.items()) for i in order)
     svg = Svg("counts", "Images by class and split", text + ".", WIDTH, height)
     x = Scale(0, max(1, *(totals[i] for i in order)), left, WIDTH - 44)
-    _ruler(svg, x, 20, height - 42, "images")
+    ruler(svg, x, 20, height - 42, "images")
     _key(svg, left, list(found))
     for index, i in enumerate(order):
         y, start = 26 + row * (index + 0.5), 0
@@ -129,7 +122,7 @@ def layers(names: Sequence[str], rows: Sequence[Mapping[str, object]]) -> Markup
     svg = Svg("layers", "Signal to quantisation noise by layer", text + ".", WIDTH, height)
     values = [float(r["sqnr_db"]) for _, r in known]  # type: ignore[arg-type]  # they are numbers: known
     x = Scale(min(0.0, *values), max(1.0, *values), left, WIDTH - 44)
-    _ruler(svg, x, 8, height - 42, "signal to quantisation noise, dB (more is better)")
+    ruler(svg, x, 8, height - 42, "signal to quantisation noise, dB (more is better)")
     for index, ((name, found), value) in enumerate(zip(known, values, strict=True)):
         y = 14 + row * (index + 0.5)
         svg.text(left - 8, y + 4, cut(name, left - 8), "lab small", "end")

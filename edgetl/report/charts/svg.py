@@ -126,7 +126,9 @@ def _log_ticks(low: float, high: float, most: int) -> list[float]:
         found = [s * 10.0**d for d in decades for s in steps if low <= s * 10.0**d <= high]
         if len(found) <= most:
             break
-    return found[:: 1 + (len(found) - 1) // most] or [low, high]
+    if len(found) < 2:
+        return _ticks(low, high, most)  # within one step of 1, 2, 5
+    return found[:: 1 + (len(found) - 1) // most]
 
 
 def around(values: Sequence[float], margin: float = 0.08, least: float = 1e-6) -> tuple[float, float]:
@@ -193,3 +195,11 @@ def axes(svg: Svg, x: Scale, y: Scale, names: tuple[str, str], most: int = 5) ->
     svg.line(x.start, y.start, x.end, y.start, "axis")
     svg.text((x.start + x.end) / 2, y.start + 34, names[0], "name", "middle")
     svg.text(2, y.end - 12, names[1], "name")
+
+
+def ruler(svg: Svg, x: Scale, top: float, bottom: float, unit: str) -> None:
+    """Upright grid lines from top to bottom with their values below, and what they are in."""
+    for value in x.ticks():
+        svg.line(x(value), top, x(value), bottom, "gridline")
+        svg.text(x(value), bottom + 15, number(value), "tick", "middle")
+    svg.text((x.start + x.end) / 2, bottom + 33, unit, "name", "middle")

@@ -16,8 +16,8 @@ from edgetl.report.charts.svg import (
     axes,
     cut,
     isolated,
-    number,
     room_for,
+    ruler,
     width_of,
 )
 from edgetl.report.variants import Point
@@ -28,12 +28,14 @@ ROW = 30.0
 
 @dataclass(frozen=True)
 class Line:
-    """One row of an interval plot; `kind` is the class of its mark ("int8", "fp32", "ref")."""
+    """One row of an interval plot. kind: the class of its mark ("int8", "fp32", "ref"); shown: its value as written
+    beside it; said: in words, with its interval and n."""
 
     name: str
     value: float
     interval: tuple[float, float] | None
     kind: str
+    shown: str
     said: str
 
 
@@ -54,7 +56,7 @@ def intervals(
     values = [v for line in lines for v in (line.value, *(line.interval or ()))] + [at for at, _ in marks]
     x = Scale(*around(values, 0.06, 0.05), left, WIDTH - 62)
     bottom = height - 40
-    _ruler(svg, x, 26, bottom, unit)
+    ruler(svg, x, 26, bottom, unit)
     _marks(svg, x, bottom, marks)
     for index, line in enumerate(lines):
         y = 26 + ROW * (index + 0.5)
@@ -62,13 +64,8 @@ def intervals(
         if line.interval:
             svg.whisker((x(line.value), y), x(line.interval[0]), x(line.interval[1]), f"whisker {line.kind}")
         svg.mark(x(line.value), y, f"dot {line.kind}")
-        svg.text(WIDTH - 2, y + 4, _signed(line.value) if marks else f"{line.value:.1f}", "value", "end")
+        svg.text(WIDTH - 2, y + 4, line.shown, "value", "end")
     return svg.done()
-
-
-def _signed(value: float) -> str:
-    text = f"{abs(value):.2f}"
-    return text if float(text) == 0 else ("+" if value > 0 else "\N{MINUS SIGN}") + text
 
 
 def _marks(svg: Svg, x: Scale, bottom: float, marks: Sequence[tuple[float, str]]) -> None:
@@ -76,13 +73,6 @@ def _marks(svg: Svg, x: Scale, bottom: float, marks: Sequence[tuple[float, str]]
     for (at, name), place in zip(marks, places, strict=True):
         svg.line(x(at), 20, x(at), bottom, "mark-line")
         svg.text(max(place, width_of(name) / 2), 13, name, "tick", "middle")
-
-
-def _ruler(svg: Svg, x: Scale, top: float, bottom: float, unit: str, most: int = 5) -> None:
-    for value in x.ticks(most):
-        svg.line(x(value), top, x(value), bottom, "gridline")
-        svg.text(x(value), bottom + 15, number(value), "tick", "middle")
-    svg.text((x.start + x.end) / 2, bottom + 33, unit, "name", "middle")
 
 
 def front(key: str, title: str, points: Sequence[Point], unit: str) -> Markup | None:
@@ -160,7 +150,7 @@ def percentiles(key: str, title: str, rows: Sequence[Times], unit: str) -> Marku
     )
     svg = Svg(key, title, text + ".", WIDTH, height)
     x = Scale(*around_log([v for row in rows for _, v in row.values], 1.25), left, WIDTH - 14, log=True)
-    _ruler(svg, x, 18, height - 40, unit)
+    ruler(svg, x, 18, height - 40, unit)
     for index, row in enumerate(rows):
         _times(svg, x, left, 26 + 36 * (index + 0.5), row)
     return svg.done()

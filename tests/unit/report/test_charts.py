@@ -94,7 +94,7 @@ def test_a_front_can_be_drawn_of_any_points(pairs):
 @settings(max_examples=30)
 @given(st.lists(st.floats(-1e5, 1e5), min_size=1, max_size=6), st.booleans())
 def test_intervals_can_be_drawn_of_any_values(values, marked):
-    lines = [Line(f"l{i}", v, (v - 1, v + 1), "int8", "x") for i, v in enumerate(values)]
+    lines = [Line(f"l{i}", v, (v - 1, v + 1), "int8", "v", "x") for i, v in enumerate(values)]
     assert "nan" not in str(intervals("k", "t", lines, "u", [(0.0, "zero")] if marked else ()))
 
 
