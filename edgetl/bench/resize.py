@@ -97,7 +97,7 @@ def resize_cost(
         id=f"onnxruntime-{record['profile']}-{record['precision']}-deepstream-b1",
         environment=str(where["id"]),
         backend="onnxruntime",
-        provider=graph.provider,
+        provider=graph.provider + "+DeepStream",
         profile=str(record["profile"]),
         precision=str(record["precision"]),
         graph_sha256=str(record["sha256"]),

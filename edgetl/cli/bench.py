@@ -24,6 +24,11 @@ EXAMPLES = (
     "Since:    edgetl bench models/flowers --out new.json --compare old.json"
 )
 
+ProvidersOption = Annotated[
+    str | None,
+    typer.Option(metavar="E,...", help="onnxruntime's: some of cpu,openvino,cuda,tensorrt. Default: all here."),
+]
+
 
 def bench(
     ctx: typer.Context,
@@ -34,10 +39,7 @@ def bench(
     backends: Annotated[
         str | None, typer.Option(metavar="B,...", help="Some of torch,onnxruntime,tensorrt. Default: all here.")
     ] = None,
-    providers: Annotated[
-        str | None,
-        typer.Option(metavar="E,...", help="onnxruntime's: some of cpu,openvino,cuda,tensorrt. Default: all here."),
-    ] = None,
+    providers: ProvidersOption = None,
     precisions: Annotated[
         str | None, typer.Option(metavar="P,...", help="Some of fp32,fp16,int8. Default: all there are.")
     ] = None,
@@ -204,6 +206,10 @@ def _finish(
         show(console, result, str(bundle.path))
         if earlier is not None:
             console.print(render_changes(found, str(earlier[0])))
+        for name, cost in result.get("resize", {}).items():
+            low, high = cost["drop_ci_pp"]
+            said = f"its resize by itself (emulated) costs {cost['drop_pp']:+.2f} points [{low:+.2f}, {high:+.2f}]"
+            console.print(f"{name}: {said}", soft_wrap=True, highlight=False)
         console.print(f"rows kept in {bundle.path / 'runs' / 'bench.jsonl'}", soft_wrap=True, highlight=False)
 
     unmet = check_all(conditions, rows)

@@ -106,6 +106,10 @@ def test_deepstreams_files_come_with_what_its_resize_costs(for_tensorrt: Path, t
     assert kept[-1]["id"] == row["id"] and kept[-1]["resize"] == cost
     where = [json.loads(line) for line in (bundle / "runs/environments.jsonl").read_text().splitlines()]
     assert where[-1]["id"] == row["environment"]
+    # A bench of it has the same row.
+    benched = edgetl("bench", bundle, "--deepstream", "--precisions", "fp32", "--backends", "torch", "--seconds", "0.1")
+    assert {**benched["rows"][-1], "environment": ""} == {**row, "environment": ""}
+    assert benched["resize"] == {row["id"]: cost} and benched["rows"][-1]["environment"] in benched["environments"]
     # Without the images the files come all the same, and say that nothing was measured.
     found = edgetl(
         "deploy", bundle, "--emit", "deepstream", "--to", tmp_path / "serving", "--precision", "fp32", "--prove", "none"

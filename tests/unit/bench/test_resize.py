@@ -94,6 +94,7 @@ def test_the_row_and_the_resize_by_itself(images: BenchData) -> None:
     cost = resize_cost(Contrast(), RECORD, Contrast(), images, TASKS["classification"])
     row = Row.from_json(cost.row.to_json())
     assert (row.id, row.n_images, row.accuracy_evidence) == ("onnxruntime-trt10-fp16-deepstream-b1", 16, "simulated")
+    assert row.provider == "test+DeepStream"
     assert row.latency_ms is None and row.environment == cost.environment["id"]
     # Reference and graph are the same here, so all that is lost is the resize's.
     assert cost.alone["own_accuracy"] == 1.0 and row.accuracy == 0.5 and row.drop_pp == cost.alone["drop_pp"] == 50.0
