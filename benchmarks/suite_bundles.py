@@ -28,9 +28,10 @@ def bundle_of(network: Network, target: str) -> Path:
     It is known by what it was made with, the code that makes graphs included: graphs of an older edgetl are not
     measured as today's. Raises InputError (samples that are not here), RuntimeError (a command failed).
     """
-    words = json.dumps([asdict(network), target, edgetl.__version__, _code()], sort_keys=True)
-    slug = "".join(c if c.isalnum() else "-" for c in network.name.lower())
-    to = cache() / "suites" / f"{slug}-{hashlib.sha256(words.encode()).hexdigest()[:8]}"
+    facts = {name: value for name, value in asdict(network).items() if name != "name"}
+    words = json.dumps([facts, target, edgetl.__version__, _code()], sort_keys=True)
+    digest = hashlib.sha256(words.encode()).hexdigest()[:8]
+    to = cache() / "suites" / f"{network.backbone}-{network.image_size}-{digest}"
     if not (to / "manifest.json").is_file():
         options = ["--backbone", network.backbone, "--image-size", str(network.image_size)]
         options += ["--weights", _weights(network), "--strategy", "linear-probe"]
