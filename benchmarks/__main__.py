@@ -17,6 +17,7 @@ from pathlib import Path
 from benchmarks import (
     adaptation,
     bench_suite,
+    checks,
     choice,
     contract,
     cpu_int8,
@@ -25,6 +26,7 @@ from benchmarks import (
     peers,
     peers_latency,
     recipe,
+    repeat,
     scale,
     startup,
     strategies,
@@ -44,6 +46,8 @@ def run_suite(name: str, quick: bool) -> Iterator[Row]:
 
 
 SUITES: dict[str, Callable[[bool], Iterator[Row]]] = {
+    "checks": checks.run,
+    "repeat": repeat.run,
     "startup": startup.run,
     "memory": memory.run,
     "scale": scale.run,

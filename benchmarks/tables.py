@@ -272,6 +272,34 @@ def _percent(value: Any) -> str:
 
 
 _ADAPTATIONS = ("standardise", "mmd", "jmmd", "coral", "dann", "cdan", "mcc")
+
+
+def _checks(row: Row) -> list[str]:
+    v = row["values"]
+    held = {True: "yes", False: "**no**", None: "cannot be told"}[v["held"]]
+    held += f" ({v['noise']})" if v.get("noise") else ""
+    if "said" in v:
+        return [row["case"], v["said"], "the node is named", held]
+    if "planted_ms" in v:
+        seen = f"{v['shown_ms']:.2f} ms more; the sleep alone {v['alone_ms']:.2f} (n {v['n']})"
+        return [row["case"], seen, "within 0.25 ms", held]
+    ratios = (f"{name} {v[name + '_ratio']:.3f}" for name in ("loop", "torch", "pyperf"))
+    return [row["case"], f"p50 beside {', '.join(ratios)} (n {v['n']} each)", "within 3 %", held]
+
+
+def _repeat(row: Row) -> list[str]:
+    v = row["values"]
+    return [
+        row["case"],
+        str(v["benches"]),
+        f"{v['ratio_lowest']:.3f} to {v['ratio_highest']:.3f}",
+        f"{v['apart_percent']:.1f} %",
+        f"{v['fp32_apart_percent']:.1f} %",
+        f"{v['noisy']} of {v['benches']}" + (f" ({v['reasons']})" if v["reasons"] else ""),
+        "yes" if v["held"] else "**no**",
+    ]
+
+
 _TABLES: dict[str, tuple[list[str], Callable[[Row], list[str]]]] = {
     "startup": (["command", "runs", "median, s", "worst, s", "limit, s", "heavy modules loaded"], _startup),
     "memory": (["work", "MB (few images)", "MB (many)", "growth", "baseline MB"], _memory),
@@ -329,6 +357,14 @@ _TABLES: dict[str, tuple[list[str], Callable[[Row], list[str]]]] = {
             *("verdict on val: kept steps", "s"),
         ],
         _hard,
+    ),
+    "checks": (["check", "seen", "wanted", "held"], _checks),
+    "repeat": (
+        [
+            *("network", "benches", "ratio int8/fp32, lowest to highest", "apart", "fp32 p50 apart"),
+            *("said to be noisy", "held"),
+        ],
+        _repeat,
     ),
     "bench": (tables_latency.BENCH, tables_latency.bench),
     "peers_latency": (tables_latency.PEERS, tables_latency.peers),

@@ -1,0 +1,64 @@
+"""Ten benches of one bundle: how far the ratio int8/fp32 lies apart from one to the next, and what each said of itself.
+
+python -m benchmarks repeat
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.child import run_module
+from benchmarks.rows import Case, Row, row
+from benchmarks.suite import Network
+from benchmarks.suite_bundles import bundle_of
+
+BENCHES = 10
+LIMIT_PERCENT = 5.0
+NETWORK = Network("mobilenet_v2 at 64 px, random weights", "mobilenet_v2", 64)
+QUICK_NETWORK = Network("squeezenet1_1 at 64 px, random weights", "squeezenet1_1", 64)
+
+
+def run(quick: bool) -> Iterator[Row]:
+    """One row: each bench is a process of its own, so that whatever differs between two runs does differ."""
+    network = QUICK_NETWORK if quick else NETWORK
+    made = bundle_of(network, "cpu")
+    words = ["--target", "cpu", "--backends", "onnxruntime", "--precisions", "fp32,int8", "--threads", "1"]
+    words += ["--seconds", "0.2" if quick else "1"]
+    with tempfile.TemporaryDirectory(prefix="edgetl-bench-") as folder:
+        copy = shutil.copytree(made, Path(folder) / "bundle")
+        benches = [
+            run_module("edgetl", "-q", "bench", str(copy), *words, "--json", threads=1)["rows"]
+            for _ in range(2 if quick else BENCHES)
+        ]
+    yield row(Case("repeat", network.name, quick), 1, values(benches))
+
+
+def values(benches: Sequence[Sequence[dict[str, Any]]]) -> dict[str, Any]:
+    """The row's values from the rows of each bench: fp32's first, then int8's with its ratio to it.
+
+    `apart_percent`: the largest ratio over the smallest, less one. `held`: it is within the limit, or each bench that
+    lies further than half of it from the median of all said that it was noisy.
+    """
+    found = [bench[-1] for bench in benches]
+    ratios = [one["ratio_p50"][0] for one in found]
+    middle = sorted(ratios)[len(ratios) // 2]
+    apart = 100 * (max(ratios) / min(ratios) - 1)
+    far = [one for one in found if abs(one["ratio_p50"][0] / middle - 1) > LIMIT_PERCENT / 200]
+    noisy = [one["noise"]["noisy"] for one in found]
+    fp32 = [bench[0]["latency_ms"]["p50"] for bench in benches]
+    reasons = list(dict.fromkeys(why for one in found for why in one["noise"]["why"]))
+    return {
+        "benches": len(benches),
+        "ratio_lowest": round(min(ratios), 4),
+        "ratio_highest": round(max(ratios), 4),
+        "apart_percent": round(apart, 2),
+        "limit_percent": LIMIT_PERCENT,
+        "fp32_apart_percent": round(100 * (max(fp32) / min(fp32) - 1), 2),
+        "noisy": sum(noisy),
+        "held": apart < LIMIT_PERCENT or all(one["noise"]["noisy"] for one in far),
+        "reasons": "; ".join(reasons)[:300],
+    }
