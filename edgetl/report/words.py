@@ -157,7 +157,9 @@ def cost(facts: Facts, ship: Variant) -> str:
     together = base and scored and (base.split, base.n_images) == (scored.row.split, scored.row.n_images)
     if base and scored and together:
         said += f": {percent(scored.row.accuracy)} right, the reference {percent(base.accuracy)}"
-    flips = f". {count(loss.flips)} answers changed" if loss.flips is not None else ""
+    flips = ""
+    if loss.flips is not None:
+        flips = f". {count(loss.flips)} answer{'' if loss.flips == 1 else 's'} changed"
     return said + flips + "."
 
 

@@ -24,6 +24,7 @@ from edgetl.report.variants import Point
 
 WIDTH = 380.0
 ROW = 30.0
+FAR = 1.5  # of the span of all intervals: a mark beyond it is named at the edge, not drawn to scale
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,9 @@ def intervals(
     height = 44 + ROW * len(lines) + 40
     text = "; ".join(f"{line.name}: {line.said}" for line in lines)
     svg = Svg(key, title, text + ".", WIDTH, height)
-    values = [v for line in lines for v in (line.value, *(line.interval or ()))] + [at for at, _ in marks]
+    values = [v for line in lines for v in (line.value, *(line.interval or ()))]
+    near = (min(values) - FAR * (span := max(values) - min(values) + 0.1), max(values) + FAR * span)
+    values += [at for at, _ in marks if near[0] <= at <= near[1]]
     x = Scale(*around(values, 0.06, 0.05), left, WIDTH - 62)
     bottom = height - 40
     ruler(svg, x, 26, bottom, unit)
@@ -69,10 +72,20 @@ def intervals(
 
 
 def _marks(svg: Svg, x: Scale, bottom: float, marks: Sequence[tuple[float, str]]) -> None:
-    places = apart([x(at) for at, _ in marks], 64)
-    for (at, name), place in zip(marks, places, strict=True):
-        svg.line(x(at), 20, x(at), bottom, "mark-line")
-        svg.text(max(place, width_of(name) / 2), 13, name, "tick", "middle")
+    """Upright lines with their names; of one that lies far outside only its name, with an arrow to where it is."""
+    shown = [(min(max(at, x.low), x.high), _pointing(name, at, x)) for at, name in marks]
+    places = apart([x(at) for at, _ in shown], 64)
+    for (at, name), place, (true, _) in zip(shown, places, marks, strict=True):
+        if at == true:
+            svg.line(x(at), 20, x(at), bottom, "mark-line")
+        half = width_of(name) / 2
+        svg.text(min(max(place, half), WIDTH - half), 13, name, "tick", "middle")
+
+
+def _pointing(name: str, at: float, x: Scale) -> str:
+    if at < x.low:
+        return "\N{LEFTWARDS ARROW} " + name
+    return name if at <= x.high else name + " \N{RIGHTWARDS ARROW}"
 
 
 def front(key: str, title: str, points: Sequence[Point], unit: str) -> Markup | None:

@@ -98,6 +98,13 @@ def test_intervals_can_be_drawn_of_any_values(values, marked):
     assert "nan" not in str(intervals("k", "t", lines, "u", [(0.0, "zero")] if marked else ()))
 
 
+def test_a_contract_far_away_is_named_and_does_not_squeeze_the_intervals():
+    lines = [Line("int8", 0.1, (0.0, 0.2), "int8", "+0.10", "x")]
+    far, near = (str(intervals("k", "t", lines, "u", [(0.0, "no change"), (at, "allowed")])) for at in (5.0, 0.3))
+    assert "allowed \N{RIGHTWARDS ARROW}" in far and far.count("mark-line") == 1
+    assert "allowed<" in near and near.count("mark-line") == 2
+
+
 def test_nothing_to_draw_is_no_picture():
     assert front("k", "t", [], "u") is None and intervals("k", "t", [], "u") is None
     assert losses([Epoch(1, None, None, None)], None) is None
