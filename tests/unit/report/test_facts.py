@@ -73,6 +73,13 @@ def test_a_graph_that_misses_its_contract_is_not_advised(make_bundle):
     assert [variant.precision for variant, _ in facts.main.refused] == ["int8"]
 
 
+def test_more_lost_on_test_than_allowed_is_said_where_the_interval_leaves_room(make_bundle):
+    facts = gather(Bundle.open(make_bundle(wrong=2)))
+    loss = facts.main.ship.loss()
+    assert facts.main.over and loss.drop_pp > 0.5 > loss.ci_pp[0] and loss.split == "test"
+    assert "more than the 0.5 points allowed" in words.sure(facts.main) and "take FP16" in words.sure(facts.main)
+
+
 def test_a_guard_without_labels_says_so(make_bundle):
     facts = gather(Bundle.open(make_bundle(wrong=0, options={"guard": "agreement"})))
     assert "without labels (a changed answer counts as lost)" in words.sure(facts.main)
