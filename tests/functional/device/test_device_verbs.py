@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,16 @@ def test_a_damaged_file_of_the_store_is_missing(device: Any, tmp_path: Path) -> 
     (tmp_path / "store").mkdir()
     (tmp_path / "store" / digest).write_bytes(b"baad")
     told = device("probe", "--state", tmp_path, "--want", "-", stdin=json.dumps([{"sha256": digest, "bytes": 4}]))
-    assert told["missing"]["files"][0]["sha256"] == digest and not (tmp_path / "store" / digest).exists()
+    assert told["missing"]["files"] == [{"sha256": digest, "bytes": 4, "have": 0}]
+    assert (tmp_path / "store" / digest).read_bytes() == b"baad", "to ask changes nothing"
+
+
+def test_the_clock_is_compared_with_the_callers(device: Any) -> None:
+    for years, said in ((0, " s off"), (30, "30 years off")):
+        told = device("probe", "--now", time.time() + years * 365 * 86400)
+        clock = next(row for row in told["advice"] if row["name"] == "Clock")
+        assert said in clock["value"] and clock["ok"] is None
+        assert {row["name"] for row in told["refusals"]} <= {"JetPack", "TensorRT", "Python", "Disk"}
 
 
 @pytest.mark.parametrize("wanted", ["{}", '[{"sha256": "../../etc/passwd", "bytes": 1}]', "[1]", "no json"])
