@@ -25,6 +25,7 @@ from edgetl.transfer import backbones, features, weights
 from edgetl.transfer.adapt import frozen, select
 from edgetl.transfer.adapt.frozen import Domains, Moments
 from edgetl.transfer.adapt.methods import METHODS, NONE
+from edgetl.transfer.adapt.phase import END_TO_END, STANDARDISED
 from edgetl.transfer.network import Deployed
 from edgetl.transfer.probe import Linear, fit_at
 
@@ -113,8 +114,9 @@ def _digits(source: lenet.Digits, target: lenet.Digits, seed: int, steps: int) -
         there, logits = lenet.codes_of(network, target)
         domains = Domains(lenet.codes_of(network, source)[0], source.targets, there, logits.shape[1])
         own = Linear(network.head.weight.detach().numpy(), network.head.bias.detach().numpy())
-        closed = [name for name, found in METHODS.items() if method == NONE and not found.trains]
-        for name in (method, *closed):
+        # What was trained is standardised on its own features too, as `--adapt` does it.
+        closed = "standardise" if method == NONE else method + END_TO_END + STANDARDISED
+        for name in (method, closed):
             halves = []
             for rows in select.halves_of(domains.targets, seed):
                 part = Domains(domains.source[rows], domains.targets[rows], there, domains.classes)
@@ -125,8 +127,9 @@ def _digits(source: lenet.Digits, target: lenet.Digits, seed: int, steps: int) -
 
 
 def _closed(method: str, domains: Domains, head: Linear, seed: int) -> Linear:
-    """`head`, standardised where the method is that; what was trained end to end is in its features already."""
-    return head if METHODS.get(method, METHODS["mmd"]).trains else frozen.adapted(method, domains, head, STRENGTH, seed)
+    """`head`, standardised where the method ends in that; what was trained end to end is in its features already."""
+    name = "standardise" if method.endswith(STANDARDISED) else method
+    return head if METHODS.get(name, METHODS["mmd"]).trains else frozen.adapted(name, domains, head, STRENGTH, seed)
 
 
 def _photos(source: str, target: str, quick: bool) -> tuple[Domains, Ints]:

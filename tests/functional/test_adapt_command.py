@@ -148,7 +148,7 @@ def test_end_to_end_adds_the_loss_to_the_training_and_competes(tmp_path: Path, d
     )
     assert code == 0, said
     names = [s["name"] for s in result["adaptation"]["scores"]]
-    assert names == ["none", "mcc", "mcc end to end"]
+    assert names == ["none", "mcc", "mcc end to end", "mcc end to end, standardised"]
     assert result["adaptation"]["kept"] in names
     assert "mcc, epoch 4" in said, "every epoch is run"
     assert _accuracy(tmp_path / "b", target) > 0.5

@@ -20,6 +20,7 @@ from edgetl.transfer.run import Run
 from edgetl.transfer.verdict import SAME, far_from, verdict
 
 END_TO_END = " end to end"
+STANDARDISED = ", standardised"
 DISTANCE_IMAGES = 1000  # of each domain; the distance's matrix is quadratic in them
 PERMUTATIONS = 199
 
@@ -147,9 +148,11 @@ def _strength(run: Run) -> float:
 
 
 def _end_to_end(run: Run, method: str, samples: Sequence[Sample], scores: list[select.Score]) -> tuple[str, str]:
-    """Train end to end and decide again with its score among `scores` (it is added); the network is the better one.
+    """Train end to end and decide again with its scores among `scores` (they are added); the network is the better one.
 
-    Half fits are linear heads on its features: training it twice more would cost more than it tells.
+    Its own head is a candidate, and that head standardised by domain on the new features: what the training left
+    between the domains costs nothing to take off. Half fits are linear heads on these features: training it twice
+    more would cost more than it tells.
     """
     backbone, spec = run.start.network.backbone, run.start.spec
     before = {k: v.detach().clone() for k, v in backbones.deployed_state(backbone, spec).items()}
@@ -158,12 +161,18 @@ def _end_to_end(run: Run, method: str, samples: Sequence[Sample], scores: list[s
     head = backbones.head_of(backbone, spec)
     assert head.bias is not None
     own = Linear(head.weight.detach().cpu().flatten(1).numpy(), head.bias.detach().cpu().numpy())
-    halves = [
-        fit_at(domains.source[rows], domains.targets[rows], domains.classes, _strength(run)).logits(domains.target)
-        for rows in select.halves_of(domains.targets, run.options.seed)
-    ]
-    scores.append(select.score(method + END_TO_END, own.logits(domains.target), (halves[0], halves[1])))
+    heads = {}
+    for name, closed in ((method + END_TO_END, NONE), (method + END_TO_END + STANDARDISED, "standardise")):
+        heads[name] = frozen.adapted(closed, domains, own, _strength(run), run.options.seed)
+        halves = []
+        for rows in select.halves_of(domains.targets, run.options.seed):
+            part = Domains(domains.source[rows], domains.targets[rows], domains.target, domains.classes)
+            fitted = fit_at(part.source, part.targets, part.classes, _strength(run))
+            halves.append(frozen.adapted(closed, part, fitted, _strength(run), run.options.seed).logits(domains.target))
+        scores.append(select.score(name, heads[name].logits(domains.target), (halves[0], halves[1])))
     kept, why = select.decide(scores)
-    if kept != method + END_TO_END:
+    if kept in heads:
+        run.fold(heads[kept])
+    else:
         weights.load_exactly(backbone, before)
     return kept, why
