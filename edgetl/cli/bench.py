@@ -28,6 +28,13 @@ ProvidersOption = Annotated[
     str | None,
     typer.Option(metavar="E,...", help="onnxruntime's: some of cpu,openvino,cuda,tensorrt. Default: all here."),
 ]
+StreamsOption = Annotated[
+    str | None, typer.Option(metavar="N,...", help="Also throughput with so many callers at once, for example 1,2,4.")
+]
+DeepstreamFlag = Annotated[
+    bool, typer.Option("--deepstream", help="Also each TensorRT graph behind DeepStream's own resize, emulated.")
+]
+HtmlOption = Annotated[Path | None, typer.Option(help="Also write the bundle's report page here.", metavar="FILE")]
 
 
 def bench(
@@ -47,10 +54,7 @@ def bench(
         str | None, typer.Option(metavar="TARGET", help="Graphs for this target only, for example jetpack6.")
     ] = None,
     batch: Annotated[str, typer.Option(metavar="N,...", help="Batch sizes to time, for example 1,8.")] = "1",
-    streams: Annotated[
-        str | None,
-        typer.Option(metavar="N,...", help="Also throughput with so many callers at once, for example 1,2,4."),
-    ] = None,
+    streams: StreamsOption = None,
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0: each runtime's own choice.")] = 0,
     warmup: Annotated[int | None, typer.Option(min=0, help="Runs before timing. Default: until steady.")] = None,
     seconds: Annotated[float, typer.Option(min=0.0, help="Timed for each backend, at least.")] = 5.0,
@@ -58,10 +62,8 @@ def bench(
         list[str] | None, typer.Option(metavar="CONDITION", help="Exit 3 where a row is like this. Repeatable.")
     ] = None,
     compare: Annotated[Path | None, typer.Option(help="An earlier --out file to compare with.", metavar="FILE")] = None,
-    deepstream: Annotated[
-        bool, typer.Option("--deepstream", help="Also each TensorRT graph behind DeepStream's own resize, emulated.")
-    ] = False,
-    html: Annotated[Path | None, typer.Option(help="Also write the bundle's report page here.", metavar="FILE")] = None,
+    deepstream: DeepstreamFlag = False,
+    html: HtmlOption = None,
     as_json: JsonFlag = False,
     out: OutOption = None,
 ) -> None:
