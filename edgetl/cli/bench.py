@@ -24,6 +24,12 @@ EXAMPLES = (
     "Since:    edgetl bench models/flowers --out new.json --compare old.json"
 )
 
+DataOption = Annotated[
+    str | None, typer.Option(metavar="DATA", help="Measure on these images. Default: the test split.")
+]
+BackendsOption = Annotated[
+    str | None, typer.Option(metavar="B,...", help="Some of torch,onnxruntime,tensorrt. Default: all here.")
+]
 ProvidersOption = Annotated[
     str | None,
     typer.Option(metavar="E,...", help="onnxruntime's: some of cpu,openvino,cuda,tensorrt. Default: all here."),
@@ -40,12 +46,8 @@ HtmlOption = Annotated[Path | None, typer.Option(help="Also write the bundle's r
 def bench(
     ctx: typer.Context,
     bundle: Annotated[Path, typer.Argument(help="The bundle folder.", metavar="BUNDLE")],
-    data: Annotated[
-        str | None, typer.Option(metavar="DATA", help="Measure on these images. Default: the test split.")
-    ] = None,
-    backends: Annotated[
-        str | None, typer.Option(metavar="B,...", help="Some of torch,onnxruntime,tensorrt. Default: all here.")
-    ] = None,
+    data: DataOption = None,
+    backends: BackendsOption = None,
     providers: ProvidersOption = None,
     precisions: Annotated[
         str | None, typer.Option(metavar="P,...", help="Some of fp32,fp16,int8. Default: all there are.")
