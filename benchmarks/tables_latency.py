@@ -12,7 +12,7 @@ BENCH = [
     *("network", "backend", "batch", "p50, ms (95 % interval)", "p99, ms", "times faster than PyTorch (95 %)"),
     *("images/s", "peak MB", "file, MB", "accuracy (drop, points)"),
 ]
-PEERS = ["network, batch, threads", *METHODS.values()]
+PEERS = ["network", *METHODS.values()]
 
 
 def bench(row: Row) -> list[str]:
@@ -48,7 +48,8 @@ def peers(row: Row) -> list[str]:
     """One network at one batch size, a cell for each runtime."""
     network, batch, threads = row["values"]["case"]
     found = row["values"]["methods"]
-    return [f"{network}, {batch}, {threads}", *(_cell(found.get(method)) for method in METHODS.values())]
+    case = f"{network}, batch {batch}, {threads} thread{'s' if threads > 1 else ''}"
+    return [case, *(_cell(found.get(method)) for method in METHODS.values())]
 
 
 def notes(rows: list[Row]) -> list[str]:

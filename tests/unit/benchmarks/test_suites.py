@@ -196,8 +196,10 @@ def test_the_peers_stand_beside_each_other_with_what_is_missing_said(tmp_path: P
         append(made, tmp_path)
     text = tables.table("peers_latency", rows)
     lines = text.splitlines()
-    assert lines[2].startswith("| n, 1, 1 | 8.00 (8.00-8.00) **1.00x** | - | 2.00 (2.00-2.00) **4.00x** |")
-    assert "| not here |" in lines[2] and lines[3].startswith("| n, 8, 1 | 16.00 (16.00-16.00) **0.50x** |")
+    assert lines[2].startswith("| n, batch 1, 1 thread | 8.00 (8.00-8.00) **1.00x** | - | 2.00 (2.00-2.00) **4.00x** |")
+    assert "| not here |" in lines[2] and lines[3].startswith(
+        "| n, batch 8, 1 thread | 16.00 (16.00-16.00) **0.50x** |"
+    )
     assert "- OpenVINO FP32: not here: not installed.\n" in text
     assert "- PyTorch eager: torch 1; channels_last in 2 of 2.\n" in text
     assert "top-1 as PyTorch's: 75 % at least (n 32)" in text
