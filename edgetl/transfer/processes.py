@@ -131,7 +131,7 @@ class Launched(Group):
 
     def close(self) -> None:
         """Let go of the connections, so that their threads end here and not in the interpreter's shutdown."""
-        self._talk = self._fabric = None  # type: ignore[assignment]  # nothing is asked of it any more
+        self._talk = self._fabric = None  # nothing is asked of it any more
         torch.distributed.destroy_process_group()
         gc.collect()  # what a cycle still holds of them
 
