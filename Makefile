@@ -6,14 +6,15 @@ UV_VERSION := 0.13.8
 JOBS ?= 2 # processes of the tests; each may take 1.5 GB
 STAMP := .venv/.edgetl-installed
 
-.PHONY: help setup demo test test-all lint bench peers-setup lock clean
+.PHONY: help setup demo test test-all lint bench bench-all peers-setup lock clean
 help:
 	@echo "make setup     .venv with everything at pinned versions (about 3 GB download, 6.5 GB on disk)"
 	@echo "make demo      the whole line on embedded data: fine-tune, INT8, engine coverage, bench table"
 	@echo "make test      the fast tests;  make test-all  the slow ones too"
 	@echo "make lint      ruff, mypy --strict, import-linter"
-	@echo "make bench     the CPU benchmarks (rows in benchmarks/results)"
-	@echo "make peers-setup  NNCF in an environment of its own, for python -m benchmarks peers"
+	@echo "make bench     the CPU suite and the bench's checks on itself (rows in benchmarks/results; 15 minutes)"
+	@echo "make bench-all every suite: training, transfer, INT8, peers, memory (hours)"
+	@echo "make peers-setup  NNCF and OpenVINO in an environment of their own, for the suites of peers"
 	@echo "make lock      resolve requirements.lock again"
 
 setup: $(STAMP)
@@ -41,6 +42,9 @@ lint: setup
 	$(BIN)/lint-imports
 
 bench: setup
+	$(BIN)/python -m benchmarks bench checks
+
+bench-all: setup
 	$(BIN)/python -m benchmarks
 
 peers-setup: setup
