@@ -13,6 +13,7 @@ from typing import Any
 
 import jsonschema
 
+from edgetl.errors import InputError
 from edgetl.measure.environment import environment
 
 HERE = Path(__file__).parent
@@ -58,10 +59,18 @@ def append(new: Row, results: Path = RESULTS) -> None:
 
 
 def read(results: Path = RESULTS) -> Iterator[Row]:
-    """Every kept row, suite by suite, oldest first; each is checked. Raises jsonschema.ValidationError."""
+    """Every kept row, suite by suite, oldest first; each is checked.
+
+    Raises jsonschema.ValidationError, InputError naming the file and line of one that is cut short.
+    """
     for path in sorted(results.glob("*.jsonl")):
-        for line in path.read_text(encoding="utf-8").splitlines():
-            found = json.loads(line)
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+            try:
+                found = json.loads(line)
+            except ValueError as error:  # a line that a killed writer or a full disk cut short
+                raise InputError(
+                    "a row cannot be read", f"{path} line {number} ({error})", "remove that line"
+                ) from error
             jsonschema.validate(found, SCHEMA)
             yield found
 

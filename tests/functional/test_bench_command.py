@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +14,12 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
-from edgetl.bundle import Bundle, NewArtifact, create, locked, sha256_file, writing
+from edgetl.bundle import Bundle, NewArtifact, sha256_file, writing
 from edgetl.cli import candidates
 from edgetl.cli.app import app
-from edgetl.images import ReadOptions, read_data, split_digest
 from edgetl.measure import answers
 from edgetl.measure.rows import rows_of
 from edgetl.runtime.cudart import Gpu
-from edgetl.spec import Preprocess
 
 MakeGraph = Callable[..., Path]
 FAST = ("--seconds", "0.02", "--warmup", "1", "--threads", "1")
@@ -34,43 +34,6 @@ def bench(*args: object) -> dict[str, Any]:
     done = edgetl("bench", *args, *FAST, "--json")
     assert done.exit_code == 0, done.stderr
     return dict(json.loads(done.stdout))
-
-
-@pytest.fixture
-def make_bundle(tiny_graph: MakeGraph, make_folder: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
-    """A bundle as `edgetl adopt` and `edgetl export --int8` leave it, with splits of its own."""
-
-    def make(fractions: tuple[float, float] = (0.25, 0.25), graphs: Sequence[str] = ("int8",)) -> Path:
-        photos = make_folder(LABELS, n=8, size=20)
-        data = read_data(str(photos), ReadOptions(val_fraction=fractions[0], test_fraction=fractions[1]))
-        splits = tmp_path / "splits.json"
-        splits.write_text(json.dumps(data.to_json()))
-        source = tiny_graph(name="source")
-        new = [
-            NewArtifact(
-                source, "graphs/source-{sha12}.onnx", {"kind": "source-graph", "made_by": "adopt", "precision": "fp32"}
-            ),
-            NewArtifact(splits, "splits-{sha12}.json", {"kind": "splits", "made_by": "adopt"}),
-        ]
-        for precision in graphs:
-            record = {"kind": "graph", "made_by": "export", "profile": "trt10", "precision": precision}
-            name = f"graphs/trt10/{precision}-{{sha12}}.onnx"
-            new.append(NewArtifact(tiny_graph(precision=precision), name, {**record, "input": "float32"}))
-        manifest = {
-            "task": "classification",
-            "made_by": "adopt",
-            "labels": list(LABELS),
-            "preprocess": Preprocess(size=16, resize=16).to_json(),
-            "model": {},
-            "splits": {k: {"n": len(v), "digest": split_digest(v)} for k, v in data.splits.items()},
-            "tolerances": {},
-            "training": {},
-        }
-        with locked(tmp_path / "bundle"):
-            create(tmp_path / "bundle", manifest, new, {"data": str(photos)})
-        return tmp_path / "bundle"
-
-    return make
 
 
 def test_the_object_is_that_of_the_documentation(make_bundle: Callable[..., Path]) -> None:
@@ -126,6 +89,62 @@ def test_answers_are_kept_and_replaced(make_bundle: Callable[..., Path]) -> None
     assert second is not None
     assert second.names == ("onnxruntime-cpu-trt10-int8", "onnxruntime-cpu-fp32")
     assert edgetl("verify", bundle).exit_code == 0
+
+
+def test_an_accuracy_is_reproduced_by_ten_independent_lines(
+    make_bundle: Callable[..., Path], make_folder: Callable[..., Path]
+) -> None:
+    """PIL, numpy and onnxruntime alone, nothing of edgetl: see independent.py."""
+    bundle = make_bundle(graphs=("fp32",))
+    other = make_folder(LABELS, n=12, size=24, name="other", seed=9)
+    row = bench(bundle, "--data", other, "--precisions", "fp32", "--target", "jetpack6")["rows"][-1]
+    record = Bundle.open(bundle).artifact("graph", precision="fp32")
+    script = Path(__file__).with_name("independent.py")
+    assert len(script.read_text().split("from PIL import Image\n")[1].split("\n\n")[-1].splitlines()) <= 10
+    assert "import edgetl" not in script.read_text()
+    words = [sys.executable, str(script), str(bundle), str(bundle / record["file"]), str(other)]
+    done = subprocess.run(words, capture_output=True, text=True, check=True, cwd=other)
+    n, accuracy = json.loads(done.stdout)
+    assert (n, accuracy) == (row["n_images"], pytest.approx(row["accuracy"]))
+    assert 0 < accuracy < 1  # neither all nor none: something was told apart
+
+
+def test_what_was_added_to_rows_is_there(make_bundle: Callable[..., Path]) -> None:
+    bundle = make_bundle(graphs=("fp32", "int8"))
+    words = ("--seconds", "0.2", "--warmup", "1", "--threads", "1", "--streams", "1,2", "--json")
+    done = edgetl("bench", bundle, *words)
+    assert done.exit_code == 0, done.stderr
+    found = json.loads(done.stdout)
+    reference, fp32, int8 = found["rows"]
+    assert reference["ratio_to"] == fp32["ratio_to"] == reference["id"]
+    assert fp32["ratio_p50"][1] <= fp32["ratio_p50"][0] <= fp32["ratio_p50"][2]
+    assert fp32["latency_ci_ms"]["p50"][0] <= fp32["latency_ms"]["p50"] <= fp32["latency_ci_ms"]["p50"][1]
+    assert set(fp32["end_to_end_parts_ms"]) == {"decode", "resize", "run"}
+    assert set(fp32["throughput_by_streams"]) == {"1", "2"}
+    assert fp32["noise"]["noisy"] is bool(fp32["noise"]["why"])
+    assert [int8[name] for name in ("ratio_p50", "latency_ci_ms", "noise", "throughput_by_streams")] == [None] * 4
+    assert 0 <= int8["ece"] <= 1
+    assert 0 <= int8["p_mcnemar"] <= 1
+    (where,) = found["environments"].values()
+    for name in ("affinity_cores", "virtual", "smt", "boost", "power_mode", "thread_variables", "load_1m_before"):
+        assert name in where, name
+
+
+def test_help_labels_the_three_clocks() -> None:
+    text = " ".join(edgetl("bench", "--help").stdout.replace("│", " ").split())
+    for words in ("array to array", "encoded file (in memory) to the label", "the GPU alone"):
+        assert words in text, words
+
+
+@pytest.mark.parametrize("share", [0.5, 0.99])
+def test_a_results_file_that_is_cut_is_named(make_bundle: Callable[..., Path], tmp_path: Path, share: float) -> None:
+    bundle, old = make_bundle(), tmp_path / "old.json"
+    bench(bundle, "--out", old)
+    text = old.read_text()
+    old.write_text(text[: int(share * len(text))])
+    done = edgetl("bench", bundle, *FAST, "--compare", old)
+    assert done.exit_code == 1
+    assert "the earlier bench cannot be read" in " ".join(done.stderr.split())
 
 
 def test_people_get_a_table(make_bundle: Callable[..., Path]) -> None:
@@ -203,6 +222,9 @@ def test_compare(make_bundle: Callable[..., Path], tmp_path: Path) -> None:
         (("--target", "jetpack5"), "it has: trt10/int8"),
         (("--batch", "0"), "--batch"),
         (("--batch", "many"), "--batch"),
+        (("--batch", "99999"), "--batch"),
+        (("--streams", "0"), "--streams"),
+        (("--streams", "1,two"), "--streams"),
         (("--fail-if", "int8.speed>1"), "int8.speed"),
         (("--compare", "nowhere.json"), "nowhere.json"),
         (("--data", "nowhere"), "nowhere"),

@@ -15,6 +15,7 @@ from benchmarks.cpu_int8 import side_by_side
 from benchmarks.memory import grown
 from benchmarks.recipe import compared
 from benchmarks.rows import RESULTS, SCHEMA, Case, append, latest, read, row
+from edgetl.errors import InputError
 
 STARTUP = {"runs": 3, "median_s": 0.31, "worst_s": 0.4, "limit_s": 0.5, "heavy_modules": ""}
 CPU_INT8 = {
@@ -111,6 +112,12 @@ def test_a_wrong_row_is_not_kept(tmp_path: Path, spoil: Any) -> None:
 def test_every_kept_row_of_this_repository_fits_the_schema() -> None:
     for path in RESULTS.glob("*.jsonl"):
         assert path.read_text().count("\n") == sum(1 for r in read() if r["suite"] == path.stem)
+
+
+def test_a_line_that_was_cut_short_is_named(tmp_path: Path) -> None:
+    (tmp_path / "startup.jsonl").write_text('{"schema": 1, "sui')
+    with pytest.raises(InputError, match=r"startup\.jsonl line 1"):
+        list(read(tmp_path))
 
 
 def test_latest_takes_the_newest_full_row_of_each_case() -> None:
