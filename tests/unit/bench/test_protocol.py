@@ -21,6 +21,7 @@ from edgetl.measure.latency import Effort
 from edgetl.measure.rows import Row, rows_of
 from edgetl.measure.timing import encoded_pool, time_backends
 from edgetl.monitor import Monitor
+from edgetl.runtime import ort
 from edgetl.runtime.ort import OrtBackend
 from edgetl.spec import Preprocess
 
@@ -166,6 +167,21 @@ def test_a_backend_that_crashes_does_so_elsewhere(
     assert (good.status, failed.status) == ("ok", "failed")
     assert "ended the process that it was tried in: SIGSEGV" in (failed.error or "")
     assert good.accuracy is not None
+
+
+def test_a_node_on_another_provider_is_a_failed_row_that_names_it(tiny_graph: MakeGraph, data: BenchData) -> None:
+    """onnxruntime's real placement of a real graph, held against a provider that this machine may not have."""
+
+    class Misplaced(OrtBackend):
+        def __init__(self, graph: Path, threads: int = 1) -> None:
+            super().__init__(graph, threads=threads)
+            ort._check_placement(ort._placement(self._session), ort.CUDA, Path(graph))
+
+    good, failed = run([candidate(tiny_graph()), candidate(tiny_graph(seed=1), "bad", Misplaced)], data)
+    assert (good.status, failed.status) == ("ok", "failed")
+    assert "not every node runs on CUDAExecutionProvider" in (failed.error or "")
+    assert "runs on CPUExecutionProvider" in (failed.error or "")
+    assert [failed.accuracy, failed.latency_ms] == [None] * 2
 
 
 def test_ratio_noise_and_intervals_are_in_the_rows(tiny_graph: MakeGraph, data: BenchData) -> None:

@@ -50,6 +50,57 @@ def test_an_arm_board(tmp_path: Path) -> None:
     assert (found["memory_mb"], found["governor"], found["cgroup_cpus"]) == (8181, "schedutil", 1.5)
 
 
+@pytest.mark.parametrize(
+    ("files", "share"),
+    [
+        ({"proc/self/cgroup": "0::/box\n", "sys/fs/cgroup/box/cpu.max": "50000 100000\n"}, 0.5),
+        # a parent's limit counts as well, and the smallest of all holds
+        (
+            {
+                "proc/self/cgroup": "0::/pod/box\n",
+                "sys/fs/cgroup/pod/cpu.max": "100000 100000\n",
+                "sys/fs/cgroup/pod/box/cpu.max": "max 100000\n",
+            },
+            1.0,
+        ),
+        (
+            {
+                "proc/self/cgroup": "3:cpu,cpuacct:/box\n0::/\n",
+                "sys/fs/cgroup/cpu/box/cpu.cfs_quota_us": "150000\n",
+                "sys/fs/cgroup/cpu/box/cpu.cfs_period_us": "100000\n",
+            },
+            1.5,
+        ),
+        # the host's path, seen from inside a container
+        ({"proc/self/cgroup": "0::/host/only\n", "sys/fs/cgroup/cpu.max": "25000 100000\n"}, 0.25),
+    ],
+)
+def test_quotas_of_control_groups(tmp_path: Path, files: dict[str, str], share: float) -> None:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert environment(root=tmp_path)["cgroup_cpus"] == share
+
+
+def test_what_changes_speed_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = "sys/devices/system/cpu/"
+    files = {
+        "proc/cpuinfo": "flags : fpu hypervisor sse\n",
+        cpu + "smt/active": "1\n",
+        cpu + "intel_pstate/no_turbo": "0\n",
+        cpu + "cpu0/cpufreq/cpuinfo_max_freq": "4200000\n",
+        "sys/firmware/acpi/platform_profile": "low-power\n",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.setenv("OMP_PROC_BIND", "close")
+    found = environment(root=tmp_path)
+    told = {name: found[name] for name in ("virtual", "smt", "boost", "mhz_max", "power_mode")}
+    assert told == {"virtual": True, "smt": True, "boost": True, "mhz_max": 4200, "power_mode": "low-power"}
+    assert found["thread_variables"]["OMP_PROC_BIND"] == "close"
+
+
 @pytest.mark.parametrize(("online", "power"), [("1", "mains"), ("0", "battery")])
 def test_a_laptop(tmp_path: Path, online: str, power: str) -> None:
     supply = "sys__class__power_supply__"
