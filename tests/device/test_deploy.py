@@ -85,6 +85,7 @@ def test_a_deploy_then_the_same_again(board: Device, bundle: Path) -> None:
     assert answer(deploy(board, bundle, "--status"))["state"]["current"] == current(board).split("/")[-1]
 
 
+@pytest.mark.slow
 def test_what_lies_on_the_device_is_private_and_tells_nothing_of_the_pc(board: Device, bundle: Path) -> None:
     answer(deploy(board, bundle))
     root = board.root / "flowers"
@@ -167,6 +168,7 @@ def test_two_deploys_at_once_do_not_mix(board: Device, bundle: Path) -> None:
     assert not (board.root / "flowers/current").exists()
 
 
+@pytest.mark.slow
 def test_a_cut_connection_resumes_and_the_old_release_serves(board: Device, bundle: Path) -> None:
     answer(deploy(board, bundle, "--prove", "none", "--precision", "fp32"))
     old = current(board)
@@ -250,6 +252,7 @@ def test_no_permission_and_a_missing_runtime_are_said(board: Device, bundle: Pat
     assert not bundle.with_name(bundle.name + ".never").exists()
 
 
+@pytest.mark.slow
 def test_a_missed_contract_is_not_deployed(board: Device, bundle: Path) -> None:
     from edgetl.bundle.manifest import seal
 
@@ -264,6 +267,7 @@ def test_a_missed_contract_is_not_deployed(board: Device, bundle: Path) -> None:
     assert {row["precision"] for row in found["rows"]} == {"fp32", "fp16"}
 
 
+@pytest.mark.slow
 def test_an_inventory_goes_on_where_one_host_fails(board: Device, bundle: Path, tmp_path: Path) -> None:
     hosts = tmp_path / "hosts.toml"
     hosts.write_text('[[host]]\nhost = "board"\nprecision = "int8"\n[[host]]\nhost = "nowhere.invalid"\n')
