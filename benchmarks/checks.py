@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-import pyperf  # type: ignore[import-untyped]  # it has no stubs
+import pyperf
 import torch.utils.benchmark
 from onnx import TensorProto, helper
 
