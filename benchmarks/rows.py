@@ -19,6 +19,7 @@ from edgetl.measure.environment import environment
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 SCHEMA: dict[str, Any] = json.loads((HERE / "row.schema.json").read_text(encoding="utf-8"))
+VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
 Row = dict[str, Any]
 
 
@@ -48,7 +49,7 @@ def row(case: Case, threads: int, values: Mapping[str, float | int | str | bool 
 
 def append(new: Row, results: Path = RESULTS) -> None:
     """Add one line to <results>/<suite>.jsonl. Raises jsonschema.ValidationError: a wrong row is not kept."""
-    jsonschema.validate(new, SCHEMA)
+    VALIDATOR.validate(new)
     results.mkdir(parents=True, exist_ok=True)
     line = json.dumps(new, ensure_ascii=False, allow_nan=False) + "\n"
     handle = os.open(results / f"{new['suite']}.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
@@ -71,7 +72,7 @@ def read(results: Path = RESULTS) -> Iterator[Row]:
                 raise InputError(
                     "a row cannot be read", f"{path} line {number} ({error})", "remove that line"
                 ) from error
-            jsonschema.validate(found, SCHEMA)
+            VALIDATOR.validate(found)
             yield found
 
 

@@ -44,7 +44,7 @@ def planted(label: str, rng: np.random.Generator) -> tuple[npt.NDArray[np.uint8]
 LEAST_INSIDE = {"smallnet": 0.7, "vit_b_16": 0.5}  # of the map; such a window has .3 of the image
 NETWORKS = {
     "smallnet": ("--epochs", 3),
-    "vit_b_16": ("--backbone-args", "num_layers=2,num_heads=2,hidden_dim=32,mlp_dim=64,patch_size=8", "--epochs", 40),
+    "vit_b_16": ("--backbone-args", "num_layers=2,num_heads=2,hidden_dim=32,mlp_dim=64,patch_size=8", "--epochs", 30),
 }
 
 
@@ -80,6 +80,8 @@ def test_the_map_lies_on_what_decides(bundles: dict[str, Path], name: str) -> No
         pixels, (y, x) = planted(label, rng)
         found = explainer.map(pixels, bundle.labels.index(label))
         assert found.shape == (SIDE, SIDE) and found.dtype == np.float32
+        if not found.any():
+            continue  # nothing speaks for one class: it is named for want of the other, as two classes allow
         assert float(found.min()) >= 0 and float(found.max()) == pytest.approx(1)
         cell = 8  # a place of the map cannot be finer than its cell
         window = found[max(0, y - cell) : y + SQUARE + cell, max(0, x - cell) : x + SQUARE + cell]
@@ -87,7 +89,7 @@ def test_the_map_lies_on_what_decides(bundles: dict[str, Path], name: str) -> No
         ys, xs = np.mgrid[:SIDE, :SIDE]
         strong = found > 0.5
         off.append((ys[strong].mean() - (y + SQUARE / 2 - 0.5), xs[strong].mean() - (x + SQUARE / 2 - 0.5)))
-    print(name, np.mean(inside), np.mean(off, 0), np.std(off, 0))
+    assert len(inside) >= 18, "of 24"
     assert np.mean(inside) > LEAST_INSIDE[name]
     assert np.abs(np.mean(off, axis=0)).max() < 4, "no drift to one side"
 

@@ -80,6 +80,7 @@ def test_the_old_mode_comes_back_after_an_error(jetson: System) -> None:
 def test_the_old_mode_comes_back_however_the_process_ends(jetson: System, number: signal.Signals) -> None:
     program = (
         "import sys, time\nfrom edgetl.device.modes import sweep\nfrom edgetl.device.system import System\n"
+        "import signal\nsignal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup's children inherit that it is ignored\n"
         "sweep(System(sys.argv[1]), '2', lambda mode: print('in it', flush=True) or time.sleep(60), settle=0)\n"
     )
     process = subprocess.Popen(
