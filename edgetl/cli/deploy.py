@@ -17,10 +17,11 @@ if TYPE_CHECKING:
     from edgetl.deploy.stage import DeployOptions
 
 EXAMPLES = (
-    "Examples:  edgetl deploy models/flowers user@orin --dry-run        edgetl deploy models/flowers user@orin        "
-    "edgetl deploy models/flowers user@orin --rollback        "
-    "edgetl deploy models/flowers --inventory hosts.toml        "
-    "edgetl deploy models/flowers --emit triton,deepstream --to serving"
+    "Look:      edgetl deploy models/flowers user@orin --dry-run\n\n"
+    "Deploy:    edgetl deploy models/flowers user@orin\n\n"
+    "Go back:   edgetl deploy models/flowers user@orin --rollback\n\n"
+    "Many:      edgetl deploy models/flowers --inventory hosts.toml\n\n"
+    "Serve:     edgetl deploy models/flowers --emit triton,deepstream --to serving"
 )
 EXIT_FAILED = 1
 
@@ -53,7 +54,7 @@ EmitOption = Annotated[
     typer.Option(help="Write files: deepstream, triton, cpp, python, systemd, docker (no host).", metavar="KIND,..."),
 ]
 ToOption = Annotated[Path, typer.Option("--to", help="Folder for --emit.", metavar="DIR")]
-InventoryOption = Annotated[Path | None, typer.Option(help="Many devices: a [[host]] each.", metavar="FILE.toml")]
+InventoryOption = Annotated[Path | None, typer.Option(help="Many devices: a \\[[host]] each.", metavar="FILE.toml")]
 SshConfigOption = Annotated[Path | None, typer.Option(help="Another ssh config (ssh -F).", metavar="FILE")]
 
 
