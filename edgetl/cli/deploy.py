@@ -54,7 +54,9 @@ EmitOption = Annotated[
     typer.Option(help="Write files: deepstream, triton, cpp, python, systemd, docker (no host).", metavar="KIND,..."),
 ]
 ToOption = Annotated[Path, typer.Option("--to", help="Folder for --emit.", metavar="DIR")]
-InventoryOption = Annotated[Path | None, typer.Option(help="Many devices: a \\[[host]] each.", metavar="FILE.toml")]
+InventoryOption = Annotated[
+    Path | None, typer.Option(help="Many devices: TOML, a table named host for each.", metavar="FILE.toml")
+]
 SshConfigOption = Annotated[Path | None, typer.Option(help="Another ssh config (ssh -F).", metavar="FILE")]
 
 
