@@ -281,7 +281,8 @@ def _checks(row: Row) -> list[str]:
     if "said" in v:
         return [row["case"], v["said"], "the node is named", held]
     if "planted_ms" in v:
-        seen = f"{v['shown_ms']:.2f} ms more; the sleep alone {v['alone_ms']:.2f} (n {v['n']})"
+        woken = f"; the network {v['network_ms']:.2f} after it, {v['plain_ms']:.2f} without" if "plain_ms" in v else ""
+        seen = f"{v['shown_ms']:.2f} ms; the sleep alone {v['alone_ms']:.2f}{woken} (n {v['n']})"
         return [row["case"], seen, "within 0.25 ms", held]
     ratios = (f"{name} {v[name + '_ratio']:.3f}" for name in ("loop", "torch", "pyperf"))
     return [row["case"], f"p50 beside {', '.join(ratios)} (n {v['n']} each)", "within 3 %", held]
@@ -294,6 +295,7 @@ def _repeat(row: Row) -> list[str]:
         str(v["benches"]),
         f"{v['ratio_lowest']:.3f} to {v['ratio_highest']:.3f}",
         f"{v['apart_percent']:.1f} %",
+        "-" if v.get("quiet_apart_percent") is None else f"{v['quiet_apart_percent']:.1f} %",
         f"{v['fp32_apart_percent']:.1f} %",
         f"{v['noisy']} of {v['benches']}" + (f" ({v['reasons']})" if v["reasons"] else ""),
         "yes" if v["held"] else "**no**",
@@ -361,7 +363,7 @@ _TABLES: dict[str, tuple[list[str], Callable[[Row], list[str]]]] = {
     "checks": (["check", "seen", "wanted", "held"], _checks),
     "repeat": (
         [
-            *("network", "benches", "ratio int8/fp32, lowest to highest", "apart", "fp32 p50 apart"),
+            *("network", "benches", "ratio int8/fp32, lowest to highest", "apart", "those not noisy", "fp32 p50 apart"),
             *("said to be noisy", "held"),
         ],
         _repeat,

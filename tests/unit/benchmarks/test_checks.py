@@ -15,7 +15,7 @@ import pytest
 from benchmarks import checks, repeat
 from benchmarks.rows import SCHEMA, Case, row
 from edgetl.errors import StageError
-from edgetl.measure.latency import Effort
+from edgetl.measure.latency import Effort, Timing, measure
 from edgetl.runtime.ort import OrtBackend
 
 QUICK = Effort(seconds=0.05, runs=10, turn_seconds=0.01)
@@ -59,33 +59,29 @@ def test_a_timer_that_is_off_is_caught() -> None:
 def test_a_planted_sleep_under_a_clock_of_the_tests_own(
     monkeypatch: pytest.MonkeyPatch, lost_ms: float, held: bool
 ) -> None:
-    """`lost_ms`: what a bench that reads its clock too late would miss of every sleep within a run."""
+    """`lost_ms`: what a bench that reads its clock too late would miss of every run with a sleep in it."""
     now = 0.0
-    in_run = False
 
     def sleep(seconds: float) -> None:
-        nonlocal now, in_run
+        nonlocal now
         now += seconds
-        in_run = True
 
     def call() -> None:
-        nonlocal now, in_run
-        now += 0.002 - (lost_ms / 1000 if in_run else 0)
-        in_run = False
+        nonlocal now
+        now += 0.002
 
-    def still(_: object) -> dict[str, Any]:
-        return {"why": []}
+    def late(*given: Any) -> dict[str, Timing]:
+        seen = measure(*given)
+        seen["slept"].wall_ms = [value - lost_ms for value in seen["slept"].wall_ms]
+        return seen
 
+    monkeypatch.setattr(checks, "measure", late)
     monkeypatch.setattr(checks.time, "sleep", sleep)
     monkeypatch.setattr(checks.Watch, "__call__", lambda watch: None)
-    monkeypatch.setattr(checks.Watch, "found", still)
-
-    def clock() -> float:
-        nonlocal in_run
-        return now
-
-    found = checks.planted(call, Effort(seconds=0.1, runs=10, warmup=0, turn_seconds=0.02), clock)
-    assert (found["alone_ms"], found["held"]) == (5.0, held)
+    monkeypatch.setattr(checks.Watch, "found", lambda watch: {"why": []})
+    effort = Effort(seconds=0.1, runs=10, warmup=0, turn_seconds=0.02)
+    found = checks.planted(call, effort, lambda: now)
+    assert (found["alone_ms"], found["plain_ms"], found["network_ms"], found["held"]) == (5.0, 2.0, 2.0, held)
     assert found["shown_ms"] == pytest.approx(5.0 - lost_ms)
 
 
