@@ -40,8 +40,8 @@ def run(quick: bool) -> Iterator[Row]:
 def values(benches: Sequence[Sequence[dict[str, Any]]]) -> dict[str, Any]:
     """The row's values from the rows of each bench: fp32's first, then int8's with its ratio to it.
 
-    `apart_percent`: the largest ratio over the smallest, less one; `quiet_apart_percent`: among the benches that did not
-    call the machine noisy, None for fewer than two. `held`: that is within the limit, or nearly all said noisy.
+    `apart_percent`: the largest ratio over the smallest, less one; `quiet_apart_percent`: among the benches that did
+    not call the machine noisy, None for fewer than two. `held`: that is within the limit, or nearly all said noisy.
     """
     found = [bench[-1] for bench in benches]
     ratios = [one["ratio_p50"][0] for one in found]
