@@ -35,6 +35,10 @@ class Portion:
         there = [len(self.batch) + self.start_unlabelled + i for i in range(len(self.unlabelled_samples))]
         return here + there, len(self.batch) + self.whole_unlabelled, [self.counts] * len(here) + [True] * len(there)
 
+    def places(self, group: Group) -> tuple[Group, tuple[int, int], tuple[int, int]]:
+        """For Step: whose rows these are, and (first row, rows of the whole batch) of both kinds."""
+        return group, (self.start, len(self.batch)), (self.start_unlabelled, self.whole_unlabelled)
+
 
 def in_batches(order: Sequence[Sample], size: int) -> list[Sequence[Sample]]:
     """`order` cut into batches; a single image that is left goes with the batch before it.

@@ -66,6 +66,14 @@ class Group:
         """Inside, this process's rows of a batch pass through layers as if with all `total` (WholeBatch)."""
         return nullcontext()
 
+    def whole(self, rows: torch.Tensor, start: int, total: int) -> torch.Tensor:
+        """The `total` rows of a batch of which this process has `rows`, those from `start` on; the same for all.
+
+        For a loss that is no mean over rows: every process computes it of all of them, and the mean of the
+        processes' gradients is that of the one loss.
+        """
+        return rows
+
 
 ALONE = Group()
 
@@ -139,6 +147,10 @@ class Launched(Group):
         """Statistics over all processes, masks of the whole batch."""
         return WholeBatch(rows, total, real, _Summed.apply)
 
+    def whole(self, rows: torch.Tensor, start: int, total: int) -> torch.Tensor:
+        """Summed over the processes, each of which has zeros where it has no row."""
+        return _Whole.apply(rows, start, total, self.size)  # type: ignore[no-any-return]  # as autograd functions are
+
 
 class _Summed(torch.autograd.Function):
     """The sum over all processes; so is the gradient: each process's loss depends on every process's input."""
@@ -154,6 +166,22 @@ class _Summed(torch.autograd.Function):
         total = gradients[0].clone()
         torch.distributed.all_reduce(total)
         return total
+
+
+class _Whole(torch.autograd.Function):
+    """The whole batch's rows. Each process's loss is the same, so its rows' gradients are known without asking."""
+
+    @staticmethod
+    def forward(ctx: Any, own: torch.Tensor, start: int, total: int, processes: int) -> torch.Tensor:
+        ctx.rows, ctx.processes = slice(start, start + len(own)), processes
+        whole = own.new_zeros((total, *own.shape[1:]))
+        whole[ctx.rows] = own
+        torch.distributed.all_reduce(whole)
+        return whole
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+        return gradients[0][ctx.rows] * ctx.processes, None, None, None  # times: they are averaged later on
 
 
 def fails_first() -> bool | None:

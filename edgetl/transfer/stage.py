@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from edgetl.transfer.prepare import Start
     from edgetl.transfer.processes import Group
 
-NOT_COPIED = ("pixels*", "features*", "process-*", "tensorboard", "new")  # of the work folder, for other processes
+# Of the work folder, for other processes. Pixels and features are read where the first process writes them.
+NOT_COPIED = ("pixels*", "*.f32", "process-*", "tensorboard", "new")
 WORK = "finetune"
 # Of finetune's object, in cli.md's order (the manifest sorts its keys).
 FIELDS = (
@@ -42,8 +43,6 @@ def finetune(
     from edgetl.transfer.processes import ALONE
 
     group = group or ALONE
-    if group.size > 1 and options.adapt != "none":
-        raise InputError("--adapt runs in one process", f"{group.size} processes", "start it without torchrun")
     if group.rank:
         return _follow(data, to, options, group)
     there = to.exists() and not (to.is_dir() and not any(to.iterdir()))

@@ -14,6 +14,7 @@ from torch import nn
 from edgetl.images import Sample
 from edgetl.transfer.augment import epoch_order
 from edgetl.transfer.network import Deployed
+from edgetl.transfer.processes import ALONE, Group
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,17 @@ class Step:
     epoch: int  # from 1
     number: int  # of the step in the whole run, from 0
     progress: float  # number / steps of the run, in [0, 1)
+    group: Group = ALONE
+    place: tuple[int, int] = (0, 0)  # of several processes: this one's first row in the whole batch, which has so many
+    place_unlabelled: tuple[int, int] = (0, 0)
+
+    def whole(self, rows: torch.Tensor) -> torch.Tensor:
+        """All processes' rows of a tensor that has one for each of `targets`: for a loss `of_whole_batch`."""
+        return self.group.whole(rows, *self.place)
+
+    def whole_unlabelled(self, rows: torch.Tensor) -> torch.Tensor:
+        """The same of a tensor with a row for each unlabelled image."""
+        return self.group.whole(rows, *self.place_unlabelled)
 
 
 class ExtraLoss(nn.Module):
@@ -42,9 +54,12 @@ class ExtraLoss(nn.Module):
 
     Its parameters (a discriminator's, say) are trained along at the head's learning rate, and its whole state is
     saved and restored with the run's; a frozen network (a teacher) is kept out of both by holding it in a tuple or
-    a closure. It should be a mean over images, or a penalty that does not depend on them:
-    then it is the same in one process and, its share of the images weighing in, in several.
+    a closure. It is a mean over labelled images, or a penalty that does not depend on them: then it is the same in
+    one process and, its share of the images weighing in, in several. Anything else sets `of_whole_batch` and asks
+    the step for all processes' rows (`Step.whole`); it is called in all, also where no labelled image is left.
     """
+
+    of_whole_batch = False
 
     def forward(self, step: Step) -> torch.Tensor:
         """Scalar float32 with a gradient."""

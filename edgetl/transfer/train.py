@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -206,13 +206,22 @@ class Trainer:
         outputs = tuple(o[:count].float() for o in both)
         targets = torch.tensor([s.target for s in portion.samples[:count]], dtype=torch.int64, device=device)
         loss = self._loss(outputs, targets, portion.batch) * setting.group.size
-        if self.extras and count:
-            share = count * setting.group.size / len(portion.batch)
+        if self.extras:
             labelled = (portion.samples, images, targets, outputs)
             others = (unlabelled, tuple(o[passed:].float() for o in both), portion.unlabelled_samples)
-            seen = Step(self.model, *labelled, *others, epoch, number, number / self.steps)
-            loss = sum((share * loss_of(seen) for loss_of in self.extras), start=loss)
+            seen = Step(
+                self.model, *labelled, *others, epoch, number, number / self.steps, *portion.places(setting.group)
+            )
+            loss = sum(self._extra_losses(seen, portion), start=loss)
         return loss
+
+    def _extra_losses(self, seen: Step, portion: Portion) -> Iterator[torch.Tensor]:
+        share = len(seen.targets) * self.setting.group.size / len(portion.batch)
+        for loss_of in self.setting.extras:
+            if loss_of.of_whole_batch:
+                yield loss_of(seen)
+            elif share:
+                yield share * loss_of(seen)
 
     def _loss(self, outputs: Sequence[torch.Tensor], targets: torch.Tensor, batch: Sequence[Sample]) -> torch.Tensor:
         """Cross-entropy summed over `targets` and divided by the weight of the whole `batch`.

@@ -234,11 +234,11 @@ def _free_port() -> int:
 
 
 def _wait_for(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
-    for _ in range(100):
+    for _ in range(1200):
         if process.poll() is not None:
             pytest.skip("sshd does not start here: " + log.read_text(errors="replace").strip()[-200:])
         with socket.socket() as found:
             if found.connect_ex(("127.0.0.1", port)) == 0:
                 return
         time.sleep(0.05)
-    pytest.fail("sshd did not listen within 5 s")
+    pytest.fail("sshd did not listen within a minute")

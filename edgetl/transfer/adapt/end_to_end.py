@@ -26,7 +26,12 @@ from edgetl.transfer.train import DTYPES, Setting, Trainer
 
 
 class Adapting(ExtraLoss):
-    """A method's loss of the features (what the head is given) and logits of a step's two halves, times its weight."""
+    """A method's loss of the features (what the head is given) and logits of a step's two halves, times its weight.
+
+    Distances between distributions are no means over images: all processes' rows go into them.
+    """
+
+    of_whole_batch = True
 
     def __init__(self, backbone: nn.Module, spec: BackboneRow, loss: AdaptationLoss, weight: float) -> None:
         super().__init__()
@@ -44,8 +49,9 @@ class Adapting(ExtraLoss):
         """The loss of the labelled against the unlabelled images."""
         found = self._caught[0].float()
         features = found.mean((2, 3)) if found.ndim == 4 else found
-        source = Codes(features[: len(step.samples)], step.outputs[0])
-        target = Codes(features[len(step.samples) :], step.unlabelled_outputs[0])
+        source = Codes(step.whole(features[: len(step.targets)]), step.whole(step.outputs[0]))
+        others = (features[len(step.samples) :], step.unlabelled_outputs[0])
+        target = Codes(*map(step.whole_unlabelled, others))
         return self.weight * torch.as_tensor(self.loss(source, target, step.progress))
 
     def close(self) -> None:
@@ -61,7 +67,7 @@ def train(run: Run, method: str, samples: Sequence[Sample]) -> State:
     start, options, data = run.start, run.options, run.data
     network, spec = start.network, start.spec
     labelled = data.split("train")
-    decided = read_json(run.folder / "decisions.json", "training state")
+    decided = run.group.first(lambda: read_json(run.folder / "decisions.json", "training state"))
     views = Views(run.store.image, start.preprocess, options.seed, decided["flips"])
     head = head_of(network.backbone, spec)
     with torch.random.fork_rng(devices=[]):
@@ -81,6 +87,7 @@ def train(run: Run, method: str, samples: Sequence[Sample]) -> State:
         extras=[extra],
         unlabelled=Unlabelled(samples, views),
         keeps_last=True,
+        group=run.group,
     )
     trainer = Trainer(
         network, spec, recipe_for(options, len(labelled), run.plan), setting, run.folder / "adapt-state.pt"

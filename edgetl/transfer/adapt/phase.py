@@ -11,7 +11,7 @@ import numpy as np
 
 from edgetl.bundle import atomic_write
 from edgetl.images import Sample
-from edgetl.transfer import backbones, distance, features, weights
+from edgetl.transfer import backbones, distance, weights
 from edgetl.transfer.adapt import end_to_end, frozen, select, target
 from edgetl.transfer.adapt.frozen import Domains, Floats
 from edgetl.transfer.adapt.methods import AUTO, METHODS, NONE
@@ -48,6 +48,16 @@ class _Trial:
     halves: tuple[Floats, Floats]
 
 
+@dataclass(frozen=True)
+class _Decided:
+    """The heads of all candidates by name, their scores, and which one is kept and why."""
+
+    heads: dict[str, Linear]
+    scores: list[select.Score]
+    kept: str
+    why: str
+
+
 def adapt(run: Run, is_frozen: bool) -> Adaptation | None:
     """Adapt the run's source-only network to the unlabelled images where that is expected to help; None: not asked.
 
@@ -59,30 +69,38 @@ def adapt(run: Run, is_frozen: bool) -> Adaptation | None:
         return None
     samples = _decoded(run)
     domains = _domains(run, samples, "features.f32" if is_frozen else "tuned.f32", "target.f32")
-    distances = _distances(run, domains)
-    told: dict[str, Any] = {"asked": asked, "n_unlabelled": len(samples), **distances, "scores": []}
+    distances = run.group.first(lambda: _distances(run, domains))
     near, why = verdict(distances["mmd2"], distances["p_value"], far_from(run.start.spec.name))
-    kept = NONE
     if near == SAME:
-        why = f"source and target are the same domain: {why}"
+        found = _Decided({}, [], NONE, f"source and target are the same domain: {why}")
     else:
-        trials = {name: _trial(run, name, domains) for name in frozen.methods_for(asked)}
-        scores = [select.score(name, trial.logits, trial.halves) for name, trial in trials.items()]
-        kept, why = select.decide(scores)
-        method = kept if asked == AUTO else asked
+        found = run.group.first(lambda: _on_features(run, domains))
+        method = found.kept if asked == AUTO else asked
         if run.plan.trains and method != NONE and METHODS[method].trains:
-            kept, why = _end_to_end(run, method, samples, scores)
-        if kept in METHODS:
-            run.fold(trials[kept].head)
-        told["scores"] = [score.told() for score in scores]
-    run.monitor.say(f"adaptation: {kept if kept != NONE else 'source-only'} is kept: {why}")
-    return Adaptation(kept, tuple(samples) if kept != NONE else (), {**told, "kept": kept, "why": why})
+            found = _end_to_end(run, method, samples, found)
+        if found.kept != NONE:
+            run.fold(found.heads[found.kept])
+    kept = found.kept
+    run.monitor.say(f"adaptation: {kept if kept != NONE else 'source-only'} is kept: {found.why}")
+    told = {"scores": [score.told() for score in found.scores], "kept": kept, "why": found.why}
+    known = {"asked": asked, "n_unlabelled": len(samples), **distances}
+    return Adaptation(kept, tuple(samples) if kept != NONE else (), {**known, **told})
+
+
+def _on_features(run: Run, domains: Domains) -> _Decided:
+    """Every method that is asked for, on the features as they are."""
+    trials = {name: _trial(run, name, domains) for name in frozen.methods_for(run.options.adapt)}
+    scores = [select.score(name, trial.logits, trial.halves) for name, trial in trials.items()]
+    return _Decided({name: trial.head for name, trial in trials.items()}, scores, *select.decide(scores))
 
 
 def _decoded(run: Run) -> list[Sample]:
     """The target's images, each decoded once, without the corrupt ones where --skip-corrupt allows it."""
-    found = target.apart_from(run.start.unlabelled, run.data, run.monitor)
-    corrupt = run.store.fill(found, run.options.skip_corrupt, run.monitor)
+    found, group = target.apart_from(run.start.unlabelled, run.data, run.monitor), run.group
+    mine = found[group.rank :: group.size]
+    decoded = group.each(lambda: run.store.fill(mine, run.options.skip_corrupt, run.monitor))
+    corrupt = {digest: error for part in decoded for digest, error in part.items()}
+    run.store.refresh()
     for error in corrupt.values():
         run.monitor.warn(f"left out: {error}")
     return [sample for sample in found if sample.digest not in corrupt]
@@ -90,13 +108,9 @@ def _decoded(run: Run) -> list[Sample]:
 
 def _domains(run: Run, samples: Sequence[Sample], source: str, unlabelled: str) -> Domains:
     """Features of train and of the target under the network as it is, cached in two files of the run's folder."""
-    start, data = run.start, run.data
+    data = run.data
     labelled = [*data.split("train"), *data.split("val")]
-    with backbones.headless(start.network.backbone, start.spec):
-        both = [
-            features.cached(run.folder / name, start.network, rows, run.store.inputs, start.device, run.monitor)
-            for name, rows in ((source, labelled), (unlabelled, samples))
-        ]
+    both = [run.headless(run.folder / name, rows) for name, rows in ((source, labelled), (unlabelled, samples))]
     return Domains(both[0][: len(data.split("train"))], run.targets("train"), both[1], len(data.labels))
 
 
@@ -117,10 +131,7 @@ def _trial(run: Run, method: str, domains: Domains) -> _Trial:
     """Adapt the network's head, and heads fitted on each half of the source; kept in a file for --resume."""
     path = run.folder / f"adapt-{method}.npz"
     if not path.is_file():
-        fitted = backbones.head_of(run.start.network.backbone, run.start.spec)
-        assert fitted.bias is not None
-        flat = (fitted.weight.detach().cpu().flatten(1).numpy(), fitted.bias.detach().cpu().numpy())
-        trial = _fitted(run, method, domains, Linear(*flat))
+        trial = _fitted(run, method, domains, _head(run))
         stream = io.BytesIO()
         first, second = trial.halves
         np.savez(stream, weight=trial.head.weight, bias=trial.head.bias, first=first, second=second)
@@ -147,32 +158,40 @@ def _strength(run: Run) -> float:
         return float(saved["c"])
 
 
-def _end_to_end(run: Run, method: str, samples: Sequence[Sample], scores: list[select.Score]) -> tuple[str, str]:
-    """Train end to end and decide again with its scores among `scores` (they are added); the network is the better one.
-
-    Its own head is a candidate, and that head standardised by domain on the new features: what the training left
-    between the domains costs nothing to take off. Half fits are linear heads on these features: training it twice
-    more would cost more than it tells.
-    """
+def _end_to_end(run: Run, method: str, samples: Sequence[Sample], before: _Decided) -> _Decided:
+    """Train end to end and decide again among `before` and what came of it; the network is that of what is kept."""
     backbone, spec = run.start.network.backbone, run.start.spec
-    before = {k: v.detach().clone() for k, v in backbones.deployed_state(backbone, spec).items()}
+    state = {k: v.detach().clone() for k, v in backbones.deployed_state(backbone, spec).items()}
     weights.load_exactly(backbone, end_to_end.train(run, method, samples))
     domains = _domains(run, samples, "adapted.f32", "adapted-target.f32")
-    head = backbones.head_of(backbone, spec)
-    assert head.bias is not None
-    own = Linear(head.weight.detach().cpu().flatten(1).numpy(), head.bias.detach().cpu().numpy())
-    heads = {}
+    found = run.group.first(lambda: _on_adapted(run, method, domains, before))
+    if found.kept in before.heads:
+        weights.load_exactly(backbone, state)
+    return found
+
+
+def _on_adapted(run: Run, method: str, domains: Domains, before: _Decided) -> _Decided:
+    """`before` and two heads on the features that were trained with the method's loss.
+
+    The network's own head is a candidate, and that head standardised by domain on the new features: what the training
+    left between the domains costs nothing to take off. Half fits are linear heads on these features: training it twice
+    more would cost more than it tells.
+    """
+    own, c = _head(run), _strength(run)
+    heads, scores = dict(before.heads), list(before.scores)
     for name, closed in ((method + END_TO_END, NONE), (method + END_TO_END + STANDARDISED, "standardise")):
-        heads[name] = frozen.adapted(closed, domains, own, _strength(run), run.options.seed)
+        heads[name] = frozen.adapted(closed, domains, own, c, run.options.seed)
         halves = []
         for rows in select.halves_of(domains.targets, run.options.seed):
             part = Domains(domains.source[rows], domains.targets[rows], domains.target, domains.classes)
-            fitted = fit_at(part.source, part.targets, part.classes, _strength(run))
-            halves.append(frozen.adapted(closed, part, fitted, _strength(run), run.options.seed).logits(domains.target))
+            fitted = fit_at(part.source, part.targets, part.classes, c)
+            halves.append(frozen.adapted(closed, part, fitted, c, run.options.seed).logits(domains.target))
         scores.append(select.score(name, heads[name].logits(domains.target), (halves[0], halves[1])))
-    kept, why = select.decide(scores)
-    if kept in heads:
-        run.fold(heads[kept])
-    else:
-        weights.load_exactly(backbone, before)
-    return kept, why
+    return _Decided(heads, scores, *select.decide(scores))
+
+
+def _head(run: Run) -> Linear:
+    """The network's last layer."""
+    head = backbones.head_of(run.start.network.backbone, run.start.spec)
+    assert head.bias is not None
+    return Linear(head.weight.detach().cpu().flatten(1).numpy(), head.bias.detach().cpu().numpy())

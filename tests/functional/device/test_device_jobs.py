@@ -23,7 +23,7 @@ def words(device_bundle: Path, tmp_path: Path) -> tuple[object, ...]:
 
 
 def wait_for(path: Path) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while not path.exists() and time.monotonic() < deadline:
         time.sleep(0.02)
     assert path.exists()
@@ -49,13 +49,12 @@ def test_an_answer_waits_for_its_caller(device: Any, words: Any, tmp_path: Path)
     worker_of(tmp_path / "jobs/one")
     first.send_signal(signal.SIGKILL)
     first.communicate()
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     answer = tmp_path / "jobs/one/answer"
     while not answer.read_bytes() and time.monotonic() < deadline:
         time.sleep(0.05)
     written = answer.read_bytes()
-    start = time.monotonic()
-    assert device(*words) == json.loads(written) and time.monotonic() - start < 2.0
+    assert device(*words) == json.loads(written), "its times are the first run's: nothing was measured again"
 
 
 @pytest.mark.slow
@@ -66,14 +65,14 @@ def test_another_question_in_the_same_place_is_refused_while_it_runs(device: Any
         told = device(*words, "--threads", 2, code=1)
         assert "another job runs here" in told["error"]["what"]
     finally:
-        out, _ = first.communicate(timeout=60)
+        out, _ = first.communicate(timeout=3000)
     assert json.loads(out)["exit"] == 0
 
 
 @pytest.mark.slow
 def test_two_callers_of_one_job_get_one_answer(device: Any, words: Any) -> None:
     callers = [device.start(*words) for _ in range(2)]
-    answers = [json.loads(caller.communicate(timeout=60)[0]) for caller in callers]
+    answers = [json.loads(caller.communicate(timeout=3000)[0]) for caller in callers]
     assert answers[0] == answers[1] and answers[0]["rows"][0]["status"] == "ok"
 
 
@@ -81,7 +80,7 @@ def test_a_worker_that_is_killed_leaves_no_answer_and_starts_anew(device: Any, w
     first = device.start(*words)
     worker = worker_of(tmp_path / "jobs/one")
     os.kill(worker, signal.SIGKILL)
-    out, err = first.communicate(timeout=30)
+    out, err = first.communicate(timeout=300)
     told = json.loads(out)
     assert told["exit"] == 1 and "without an answer" in told["error"]["what"], err
     assert device(*words)["rows"][0]["status"] == "ok"
@@ -89,7 +88,7 @@ def test_a_worker_that_is_killed_leaves_no_answer_and_starts_anew(device: Any, w
 
 def worker_of(folder: Path) -> int:
     """The process that holds the job's lock open for its own."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit() and _is_worker(entry, folder):
@@ -123,6 +122,6 @@ def test_ctrl_c_lets_the_work_go_on(device: Any, words: Any, tmp_path: Path) -> 
     )
     worker_of(tmp_path / "jobs/one")
     first.send_signal(signal.SIGINT)
-    out, _ = first.communicate(timeout=30)
+    out, _ = first.communicate(timeout=300)
     assert json.loads(out)["exit"] == 130
     assert device(*words)["rows"][0]["status"] == "ok"

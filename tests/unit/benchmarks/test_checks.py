@@ -29,7 +29,7 @@ def test_each_timer_times_each_run() -> None:
     for name, timer in (("loop", checks.loop), ("torch", checks.torch_timer), ("pyperf", checks.pyperf_worker)):
         found = timer(slept, 5)
         assert len(found) == 5, name
-        assert all(2.0 <= value < 50.0 for value in found), name
+        assert all(value >= 2.0 for value in found), name
 
 
 def test_pyperf_can_take_many_turns() -> None:
@@ -85,6 +85,22 @@ def test_a_planted_sleep_under_a_clock_of_the_tests_own(
     assert found["shown_ms"] == pytest.approx(5.0 - lost_ms)
 
 
+def test_what_our_own_code_adds_is_told_beside_the_session_itself() -> None:
+    found = checks.added(QUICK)
+    assert found["n"] >= QUICK.runs
+    assert found["added_ms"] == pytest.approx(found["ours_ms"] - found["its_own_ms"], abs=2e-4)
+    jsonschema.validate(row(Case("checks", "added", True), 1, found), SCHEMA)
+
+
+def test_more_than_it_may_add_is_not_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    def slower(calls: dict[str, Any], *given: Any) -> dict[str, Timing]:
+        return {name: Timing([1.0 if name == "ours" else 0.5]) for name in calls}
+
+    monkeypatch.setattr(checks, "measure", slower)
+    monkeypatch.setattr(checks.Watch, "found", lambda watch: {"why": []})
+    assert (checks.added(QUICK)["added_ms"], checks.added(QUICK)["held"]) == (0.5, False)
+
+
 def test_what_falls_back_is_named_or_could_not_be_asked() -> None:
     found = checks.fallback()
     assert found["held"] is (None if found["provider"] is None else True)
@@ -103,9 +119,10 @@ def test_a_check_that_fails_ends_the_suite_after_its_rows(monkeypatch: pytest.Mo
     monkeypatch.setattr(checks, "one_run", lambda graph: slept)
     monkeypatch.setattr(checks, "beside", lambda call, effort: {"held": True})
     monkeypatch.setattr(checks, "planted", lambda call, effort: {"held": False})
+    monkeypatch.setattr(checks, "added", lambda effort: {"held": True})
     monkeypatch.setattr(checks, "fallback", lambda: {"held": None})
     rows: Iterator[dict[str, Any]] = checks.run(quick=True)
-    assert [next(rows)["values"]["held"] for _ in range(3)] == [True, False, None]
+    assert [next(rows)["values"]["held"] for _ in range(4)] == [True, False, True, None]
     with pytest.raises(StageError, match="a planted sleep"):
         next(rows)
 

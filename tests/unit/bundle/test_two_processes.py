@@ -168,13 +168,13 @@ def test_a_reader_never_sees_half_a_manifest(make_bundle):
     try:
         assert writer.stdout is not None and writer.stdout.readline()
         seen = set()
-        end = time.monotonic() + 1.0
-        while time.monotonic() < end:
+        end = time.monotonic() + 60.0
+        while len(seen) < 10 and time.monotonic() < end:
             bundle = Bundle.open(path)
             record = bundle.artifact("graph")
             bundle.file(record)
             seen.add(record["number"])
-        assert len(seen) > 2
+        assert len(seen) == 10
     finally:
         writer.kill()
         writer.wait()
@@ -287,7 +287,7 @@ def test_out_files_that_are_no_files_are_written_to(tmp_path):
     os.mkfifo(fifo)
     reader = subprocess.Popen(["cat", str(fifo)], stdout=subprocess.PIPE)
     atomic_json(fifo, {"a": 1})
-    out, _ = reader.communicate(timeout=20)
+    out, _ = reader.communicate(timeout=120)
     assert out == b'{\n "a": 1\n}\n'
     assert fifo.is_fifo()
     (tmp_path / "real.json").write_text("old")

@@ -21,7 +21,7 @@ class Meeting:
     """A sum over threads with a gradient: what the processes' all-reduce is."""
 
     def __init__(self) -> None:
-        self._barrier = threading.Barrier(MEMBERS, timeout=30)
+        self._barrier = threading.Barrier(MEMBERS, timeout=300)
         self._parts: list[torch.Tensor | None] = [None] * MEMBERS
 
     def _sum(self, member: int, own: torch.Tensor) -> torch.Tensor:
