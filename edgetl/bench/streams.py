@@ -82,7 +82,7 @@ def _again_and_again(call: Callable[[], object], caller: Caller, start: threadin
             call()
         start.wait()
         began = before = time.perf_counter()
-        while before < began + seconds:
+        while not caller.wall_ms or before < began + seconds:  # once at least, or there is no rate
             call()
             now = time.perf_counter()
             caller.wall_ms.append((now - before) * 1000.0)
