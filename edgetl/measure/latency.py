@@ -22,7 +22,7 @@ STEADY = 0.03  # two windows' medians closer than this share are the same
 
 @dataclass(frozen=True)
 class Effort:
-    """How much to measure: at least `runs` timed runs and `seconds` of them for each call.
+    """How much to measure: at least `runs` timed runs, `seconds` of them and `turns` for each call.
 
     `warmup`: a fixed number of runs before; None: until steady, for at most `warmup_seconds` (None: as long
     as `seconds`, at least one) each.
@@ -34,6 +34,7 @@ class Effort:
     warmup: Optional[int] = None
     warmup_seconds: Optional[float] = None
     turn_seconds: float = 0.2
+    turns: int = 1
 
 
 @dataclass
@@ -122,7 +123,8 @@ def _turn(call: Timed, timing: Timing, effort: Effort, clock: Clock) -> None:
 
 
 def _enough(timing: Timing, effort: Effort) -> bool:
-    return len(timing.wall_ms) >= effort.runs and sum(timing.wall_ms) >= effort.seconds * 1000.0
+    counted = len(timing.wall_ms) >= effort.runs and len(timing.turns) >= effort.turns
+    return counted and sum(timing.wall_ms) >= effort.seconds * 1000.0
 
 
 @contextmanager

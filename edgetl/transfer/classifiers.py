@@ -20,10 +20,10 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # i
 
 from edgetl.measure.confidence import negative_log_likelihood, temperature_of
 from edgetl.monitor import SILENT, Monitor
+from edgetl.transfer import blocks, closed_form
+from edgetl.transfer.blocks import Floats, Ints
 from edgetl.transfer.probe import (
     THREADED_FROM,
-    Floats,
-    Ints,
     Linear,
     class_weights,
     folded,
@@ -72,21 +72,23 @@ def fit(features: Floats, targets: Ints, classes: int, seed: int, monitor: Monit
 
 
 def _fit(features: Floats, targets: Ints, classes: int, seed: int, monitor: Monitor) -> Classifier:
-    scaler = StandardScaler().fit(features)
-    scaled = scaler.transform(features).astype(np.float64)
+    scaler = blocks.scaler_of(features)
     even = class_weights(targets, classes) is not None
     order, fold = folds_of(targets, seed, CV_IMAGES)
+    drawn = scaler.transform(features[order]).astype(np.float64)
     held_out: dict[str, Floats] = {}
     for held in range(int(fold.max()) + 1):
-        _score(held_out, scaled[order], targets[order], fold, held, classes, even)
+        _score(held_out, drawn, targets[order], fold, held, classes, even)
         monitor.progress("classifiers", held + 1, int(fold.max()) + 2)
     truth = targets[order][fold >= 0]
     judged = {name: _judge(scores[fold >= 0], truth) for name, scores in held_out.items()}
     best = max(judged, key=lambda name: (judged[name].accuracy, -judged[name].loss), default=RIDGE)
     temperature = judged[best].temperature if judged else 1.0
-    said, (weight, bias) = next(
-        (setting, head) for (name, setting), head in _candidates(scaled, targets, even).items() if name == best
-    )
+    if features.size <= blocks.LARGE:
+        fitted = _candidates(scaler.transform(features).astype(np.float64), targets, even)
+    else:
+        fitted = _large(best, features, scaler, targets, even)
+    said, (weight, bias) = next((setting, head) for (name, setting), head in fitted.items() if name == best)
     head = folded(weight / temperature, bias / temperature, scaler)
     return Classifier(*head, best, said, {name: j.accuracy for name, j in judged.items()})
 
@@ -101,6 +103,18 @@ def _candidates(scaled: Floats, targets: Ints, even: bool) -> Candidates:
         heads = discriminants(scaled, targets, SHRINKAGES, even)
         out |= {(f"lda {s:g}", f"shrinkage {s:g}"): head for s, head in zip(SHRINKAGES, heads, strict=True)}
     return out
+
+
+def _large(best: str, features: Floats, scaler: StandardScaler, targets: Ints, even: bool) -> Candidates:
+    """What `_candidates` says of the classifier `best`, of features that are read a block at a time."""
+    counts = np.bincount(targets).astype(np.float64)
+    if best == RIDGE:
+        weights = counts.sum() / (len(counts) * counts) if even else np.ones(len(counts))
+        alpha, weight, bias = closed_form.ridge(features, scaler, targets, weights, ALPHAS)
+        return {(RIDGE, f"alpha = {alpha:g}"): two_rows(weight, bias)}
+    found = closed_form.sums(features, scaler, targets, np.ones(len(counts)))
+    heads = _discriminants(found.means, found.counts, *closed_form.within(found), SHRINKAGES, even)
+    return {(f"lda {s:g}", f"shrinkage {s:g}"): head for s, head in zip(SHRINKAGES, heads, strict=True)}
 
 
 def discriminants(
@@ -123,10 +137,17 @@ def discriminants(
     else:
         spread, vectors = np.linalg.eigh(centred.T @ centred / n)
         axes = vectors.T
-    level = spread.sum() / d
+    yield from _discriminants(means, counts, spread, axes, shrinkages, even)
+
+
+def _discriminants(
+    means: Floats, counts: Floats, spread: Floats, axes: Floats, shrinkages: Sequence[float], even: bool
+) -> Iterator[tuple[Floats, Floats]]:
+    """The same of means (C, D), images (C,), and S's eigenvalues (R,) and eigenvectors (R, D); S is 0 beside these."""
+    level = spread.sum() / means.shape[1]
     along = means @ axes.T
     beside = means - along @ axes  # what of the means lies in no direction of S
-    prior = np.log(np.full(len(classes), 1 / len(classes)) if even else counts / n)
+    prior = np.log(np.full(len(counts), 1 / len(counts)) if even else counts / counts.sum())
     for s in shrinkages:
         weight = (along / ((1 - s) * spread + s * level)) @ axes + beside / (s * level)
         yield weight, prior - 0.5 * (means * weight).sum(1)

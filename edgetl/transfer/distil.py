@@ -24,6 +24,7 @@ from edgetl.images.of_bundle import without
 from edgetl.monitor import SILENT, Monitor
 from edgetl.transfer import features
 from edgetl.transfer.network import deployed
+from edgetl.transfer.processes import ALONE, Group
 from edgetl.transfer.step import ExtraLoss, Step
 
 if TYPE_CHECKING:
@@ -42,11 +43,17 @@ class Teacher:
     columns: tuple[int, ...]
 
     def logits(
-        self, path: Path, root: Path, samples: Sequence[Sample], device: torch.device, monitor: Monitor = SILENT
+        self,
+        path: Path,
+        root: Path,
+        samples: Sequence[Sample],
+        device: torch.device,
+        monitor: Monitor = SILENT,
+        group: Group = ALONE,
     ) -> npt.NDArray[np.float32]:
         """What it says of each sample, float32 (N, C) in the order of our classes; kept in the file `path`.
 
-        A file that a killed run left is continued.
+        A file that a killed run left is continued. Every process of `group` must call this, and asks for a part.
         """
         network = deployed(self.bundle).to(device).to(memory_format=torch.channels_last)
         spec = self.bundle.preprocess
@@ -55,7 +62,7 @@ class Teacher:
             return np.stack([to_input(read_sample(root, s), spec, root / s.path) for s in chunk])
 
         monitor.say(f"asking the teacher about {len(samples)} images")
-        return features.cached(path, network, samples, inputs, device, monitor)[:, list(self.columns)]
+        return features.cached(path, network, samples, inputs, device, monitor, group)[:, list(self.columns)]
 
 
 def open_teacher(path: Path, data: Dataset, monitor: Monitor = SILENT) -> Teacher:
@@ -106,7 +113,7 @@ def distillation(run: Run, unlabelled: Sequence[Sample]) -> Distillation:
     teacher, device = run.start.teacher, run.start.device
     assert teacher is not None
     samples = [*run.data.split("train"), *unlabelled]
-    logits = teacher.logits(run.folder / "teacher.f32", run.data.root, samples, device, run.monitor)
+    logits = teacher.logits(run.folder / "teacher.f32", run.data.root, samples, device, run.monitor, run.group)
     return Distillation(samples, logits)
 
 

@@ -104,6 +104,8 @@ class Bss(ExtraLoss):
     Small singular values stand for directions that do not transfer; they are pushed down, not the large ones.
     """
 
+    of_whole_batch = True
+
     def __init__(self, backbone: nn.Module, spec: BackboneRow) -> None:
         super().__init__()
         self._caught: list[torch.Tensor] = []
@@ -116,7 +118,7 @@ class Bss(ExtraLoss):
 
     def forward(self, step: Step) -> torch.Tensor:
         """The penalty of the labelled images' features."""
-        found = self._caught[0][: len(step.samples)].float()
+        found = step.whole(self._caught[0][: len(step.targets)].float())
         return ETA * smallest_singular(found.mean((2, 3)) if found.ndim == 4 else found)
 
     def close(self) -> None:

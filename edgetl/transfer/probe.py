@@ -13,16 +13,16 @@ from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # it ships none
 
 from edgetl.monitor import SILENT, Monitor
+from edgetl.transfer import blocks
+from edgetl.transfer.blocks import Floats, Ints
 
 CHOICES = (0.01, 0.1, 1.0, 10.0)  # of C, the inverse strength of the L2 penalty
 DEFAULT = 0.1  # where there are too few images to choose by
 FOLDS = 3
 CV_IMAGES = 3000  # at most this many take part in choosing C; the final fit uses all
+ITERATIONS = 1000  # of the final fit, at most
 THREADED_FROM = 100_000_000  # numbers in the feature matrix
 SKEWED = 3.0  # largest class over smallest, from which on classes are weighted
-
-Floats = npt.NDArray[np.floating]
-Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,11 @@ class Linear:
     bias: npt.NDArray[np.float32]
 
     def logits(self, features: Floats) -> npt.NDArray[np.float32]:
-        """float32 (N, C) of features (N, D)."""
-        return np.asarray(features @ self.weight.T + self.bias, np.float32)
+        """float32 (N, C) of features (N, D), which may be larger than memory."""
+        out = np.empty((len(features), len(self.bias)), np.float32)
+        for rows, block in blocks.blocks(features):
+            out[rows] = block @ self.weight.T + self.bias
+        return out
 
     def cooled(self, temperature: float) -> Linear:
         """The same answers, with logits divided by `temperature`."""
@@ -61,7 +64,11 @@ def class_weights(targets: Ints, classes: int) -> npt.NDArray[np.float32] | None
 
 
 def fit(features: Floats, targets: Ints, classes: int, seed: int, monitor: Monitor = SILENT) -> Probe:
-    """Standardise, choose C by cross-validation, fit, fold: (N, D) and int64 (N,) -> Probe. Every class must occur."""
+    """Standardise, choose C by cross-validation, fit, fold: (N, D) and int64 (N,) -> Probe. Every class must occur.
+
+    Features of more than blocks.LARGE numbers are read a block at a time, in every step of the fit: the same optimum
+    in memory that does not grow with N.
+    """
     # L-BFGS is many small products: BLAS threads that wait for each other made it 50 times slower on a busy machine.
     with threadpool_limits(1 if features.size < THREADED_FROM else None, "blas"):
         return _fit(features, targets, classes, seed, monitor)
@@ -69,16 +76,23 @@ def fit(features: Floats, targets: Ints, classes: int, seed: int, monitor: Monit
 
 def _fit(features: Floats, targets: Ints, classes: int, seed: int, monitor: Monitor) -> Probe:
     weights = class_weights(targets, classes)
-    scaled = StandardScaler().fit_transform(features)
-    return fit_at(features, targets, classes, _choose(scaled, targets, weights, seed, monitor))
+    scaler = blocks.scaler_of(features)
+    c = _choose(features, scaler, targets, weights, seed, monitor)
+    return _fit_at(features, scaler, targets, classes, c)
 
 
 def fit_at(features: Floats, targets: Ints, classes: int, c: float) -> Probe:
     """`fit` with C given."""
     with threadpool_limits(1 if features.size < THREADED_FROM else None, "blas"):
-        scaler = StandardScaler().fit(features)
-        scaled = scaler.transform(features)
-        weight, bias = _regress(scaled, targets, c, class_weights(targets, classes), iterations=1000)
+        return _fit_at(features, blocks.scaler_of(features), targets, classes, c)
+
+
+def _fit_at(features: Floats, scaler: StandardScaler, targets: Ints, classes: int, c: float) -> Probe:
+    weights = class_weights(targets, classes)
+    if features.size <= blocks.LARGE:
+        weight, bias = _regress(scaler.transform(features), targets, c, weights, ITERATIONS)
+    else:
+        weight, bias = two_rows(*blocks.softmax_regression(features, scaler, targets, c, weights, ITERATIONS))
     return Probe(*folded(weight, bias, scaler), c)
 
 
@@ -107,17 +121,20 @@ def folds_of(targets: Ints, seed: int, at_most: int) -> tuple[Ints, Ints]:
     return order, fold
 
 
-def _choose(scaled: Floats, targets: Ints, weights: Floats | None, seed: int, monitor: Monitor) -> float:
+def _choose(
+    features: Floats, scaler: StandardScaler, targets: Ints, weights: Floats | None, seed: int, monitor: Monitor
+) -> float:
     """The C with the best accuracy over stratified folds; of equals the smallest."""
     order, fold = folds_of(targets, seed, CV_IMAGES)
-    smallest = np.bincount(targets[order])[np.unique(targets[order])].min()
+    drawn, targets = scaler.transform(features[order]), targets[order]
+    smallest = np.bincount(targets)[np.unique(targets)].min()
     if smallest < FOLDS:
         return DEFAULT
     right = dict.fromkeys(CHOICES, 0)
     for step, (held, c) in enumerate((h, c) for h in range(FOLDS) for c in CHOICES):
-        fitted, tested = order[fold != held], order[fold == held]
-        weight, bias = _regress(scaled[fitted], targets[fitted], c, weights, iterations=100)
-        guesses = (scaled[tested] @ weight.T + bias).argmax(1)
+        fitted, tested = fold != held, fold == held
+        weight, bias = _regress(drawn[fitted], targets[fitted], c, weights, iterations=100)
+        guesses = (drawn[tested] @ weight.T + bias).argmax(1)
         right[c] += int((guesses == targets[tested]).sum())
         monitor.progress("probe", step + 1, FOLDS * len(CHOICES))
     return max(CHOICES, key=lambda c: (right[c], -c))

@@ -139,7 +139,7 @@ class Launched(Group):
 
     def close(self) -> None:
         """Let go of the connections, so that their threads end here and not in the interpreter's shutdown."""
-        self._talk = self._fabric = None  # nothing is asked of it any more
+        del self._talk, self._fabric  # nothing is asked of it any more
         torch.distributed.destroy_process_group()
         gc.collect()  # what a cycle still holds of them
 

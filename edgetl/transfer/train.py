@@ -209,9 +209,8 @@ class Trainer:
         if self.extras:
             labelled = (portion.samples, images, targets, outputs)
             others = (unlabelled, tuple(o[passed:].float() for o in both), portion.unlabelled_samples)
-            seen = Step(
-                self.model, *labelled, *others, epoch, number, number / self.steps, *portion.places(setting.group)
-            )
+            places = portion.places(setting.group)
+            seen = Step(self.model, *labelled, *others, epoch, number, number / self.steps, *places)
             loss = sum(self._extra_losses(seen, portion), start=loss)
         return loss
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -58,6 +59,16 @@ def test_runs_are_told_by_turn_and_the_machine_is_watched_between_rotations() ->
     found = measure(calls, QUICK, clock, lambda: clock.log.append("|"))
     assert "".join(clock.log) == "aabb|" + "aaaaaabbbbbb|" * 2
     assert found["a"].turns == found["b"].turns == [5, 5]
+
+
+def test_one_long_run_does_not_end_it_after_a_few_turns() -> None:
+    for turns in (1, 10):
+        clock = HandClock()
+        seen = measure(
+            {"a": Timed(clock.call("a", lambda n: 5000.0 if n == 7 else 1.0))}, replace(QUICK, turns=turns), clock
+        )["a"]
+        assert len(seen.turns) == turns
+        assert sum(seen.turns) == len(seen.wall_ms)
 
 
 def test_a_planted_outlier_is_kept() -> None:
