@@ -65,7 +65,9 @@ def test_one_long_run_does_not_end_it_after_a_few_turns() -> None:
     for turns in (1, 10):
         clock = HandClock()
         seen = measure(
-            {"a": Timed(clock.call("a", lambda n: 5000.0 if n == 7 else 1.0))}, replace(QUICK, turns=turns), clock
+            {"a": Timed(clock.call("a", lambda n: 5000.0 if n == 7 else 1.0))},
+            replace(QUICK, runs=1, turns=turns),
+            clock,
         )["a"]
         assert len(seen.turns) == turns
         assert sum(seen.turns) == len(seen.wall_ms)
