@@ -104,11 +104,12 @@ class Meter:
         self._thread.start()
 
     def _poll(self) -> None:
-        while not self._stop.is_set():
+        while True:  # once at least, also where the thread gets no core before the work is done
             value = total_mw(rails(self._system))[0]
             if value is not None:
                 self.samples.append((self._clock(), value))
-            self._stop.wait(self._interval)
+            if self._stop.wait(self._interval):
+                return
 
     def _follow(self) -> None:
         assert self._process is not None and self._process.stdout is not None

@@ -127,7 +127,7 @@ def discriminants(
     One decomposition serves all shrinkages. `even`: equal priors instead of the classes' shares.
     """
     classes, index = np.unique(targets, return_inverse=True)
-    counts = np.bincount(index)
+    counts = np.bincount(index).astype(np.float64)
     means = np.stack([features[index == c].mean(0) for c in range(len(classes))])
     centred = features - means[index]
     n, d = centred.shape

@@ -51,6 +51,13 @@ def test_the_meter_sees_power_change(board: Any) -> None:
     assert 7022 < power.mean_mw(meter.samples) < 14045
 
 
+def test_the_shortest_look_has_a_sample(board: Any) -> None:
+    system, _ = board("orin-nano-super-jp6.2.1")
+    with power.Meter(system) as meter:
+        meter._stop.set()  # as if the thread got no core before the work was done
+    assert power.mean_mw(meter.samples) == pytest.approx(7022.4)
+
+
 def test_tegrastats_serves_where_no_rail_is_known(board: Any) -> None:
     system, _ = board("nano-jp4.6.1")
     with power.Meter(system) as meter:
