@@ -33,6 +33,15 @@ def blocks(features: Floats) -> Iterator[tuple[slice, Floats]]:
         _let_go(features)
 
 
+def drawn(features: Floats, order: Ints) -> Floats:
+    """The rows `order` of features, (len(order), D), in one pass: indexing would map most of a file at once."""
+    out = np.empty((len(order), features.shape[1]), features.dtype)
+    for rows, block in blocks(features):
+        here = np.flatnonzero((rows.start <= order) & (order < rows.stop))
+        out[here] = block[order[here] - rows.start]
+    return out
+
+
 def standardised(features: Floats, scaler: StandardScaler, dtype: type = np.float32) -> Iterator[tuple[slice, Floats]]:
     """(rows, their standardised features): `blocks`, each a copy of its own."""
     for rows, block in blocks(features):

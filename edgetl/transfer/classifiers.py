@@ -75,7 +75,7 @@ def _fit(features: Floats, targets: Ints, classes: int, seed: int, monitor: Moni
     scaler = blocks.scaler_of(features)
     even = class_weights(targets, classes) is not None
     order, fold = folds_of(targets, seed, CV_IMAGES)
-    drawn = scaler.transform(features[order]).astype(np.float64)
+    drawn = scaler.transform(blocks.drawn(features, order)).astype(np.float64)
     held_out: dict[str, Floats] = {}
     for held in range(int(fold.max()) + 1):
         _score(held_out, drawn, targets[order], fold, held, classes, even)

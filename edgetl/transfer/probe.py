@@ -126,7 +126,7 @@ def _choose(
 ) -> float:
     """The C with the best accuracy over stratified folds; of equals the smallest."""
     order, fold = folds_of(targets, seed, CV_IMAGES)
-    drawn, targets = scaler.transform(features[order]), targets[order]
+    drawn, targets = scaler.transform(blocks.drawn(features, order)), targets[order]
     smallest = np.bincount(targets)[np.unique(targets)].min()
     if smallest < FOLDS:
         return DEFAULT

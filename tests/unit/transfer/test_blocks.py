@@ -1,5 +1,6 @@
 """What is fitted to features a block at a time, against scikit-learn on the whole matrix; and the memory it takes."""
 
+import mmap
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -41,6 +42,38 @@ def test_the_blocks_are_the_rows_in_order_and_small(n: int, d: int) -> None:
     assert np.array_equal(np.concatenate([block for _, block in parts]), features)
     assert [i for rows, _ in parts for i in range(n)[rows]] == list(range(n))
     assert all(block.size <= max(blocks.BLOCK, d) for _, block in parts)
+
+
+@pytest.mark.usefixtures("by_blocks")
+@given(st.lists(st.integers(0, 99), max_size=150))
+def test_what_is_drawn_are_these_rows(order: list[int]) -> None:
+    features = np.random.default_rng(0).normal(size=(100, 7)).astype(np.float32)
+    rows = np.array(order, np.int64)
+    assert np.array_equal(blocks.drawn(features, rows), features[rows])
+
+
+@pytest.mark.skipif(not hasattr(mmap, "MADV_DONTNEED"), reason="pages are let go where the system has a way to")
+@pytest.mark.skipif(not Path("/proc/self/smaps").is_file(), reason="what of a file is resident is read from /proc")
+def test_a_mapped_file_does_not_stay_resident(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocks, "BLOCK", 1 << 16)
+    path = tmp_path / "features"
+    np.zeros((20_000, 64), np.float32).tofile(path)
+    mapped = np.memmap(path, np.float32, "r", shape=(20_000, 64))
+    peak = 0
+    for _, block in blocks.blocks(mapped[:15_000]):
+        block.sum()
+        peak = max(peak, _resident(path))
+    assert 0 < peak < mapped.nbytes // 2
+    assert blocks.drawn(mapped, np.arange(0, 20_000, 10)).shape == (2_000, 64)
+    assert _resident(path) == 0
+    mapped.sum()
+    assert _resident(path) > mapped.nbytes // 2, "or this test could not fail"
+
+
+def _resident(path: Path) -> int:
+    """Bytes of the mapped file that are in this process."""
+    found = Path("/proc/self/smaps").read_text(encoding="ascii", errors="replace").split(str(path), 1)[1]
+    return int(found.split("Rss:", 1)[1].split(None, 1)[0]) * 1024
 
 
 @pytest.mark.usefixtures("by_blocks")
