@@ -100,7 +100,9 @@ def test_a_growing_file_waits_until_it_is_whole(tmp_path: Path, monkeypatch: pyt
 
         @staticmethod
         def sleep(seconds: float) -> None:
-            late.write_bytes(whole[: next(sizes, len(whole))])
+            size = next(sizes, None)
+            if size is not None:
+                late.write_bytes(whole[:size])
 
     monkeypatch.setattr(sources, "time", Clock)
     frame = next(open_source(str(tmp_path), follow=True, poll=0.01))
