@@ -95,7 +95,7 @@ class Device:
         return [self.python, "-m", "edgetl.device", *map(str, words)]
 
     def run(self, *words: object, stdin: str = "") -> subprocess.CompletedProcess[str]:
-        how: dict[str, Any] = {"capture_output": True, "text": True, "env": self.environment, "timeout": 120}
+        how: dict[str, Any] = {"capture_output": True, "text": True, "env": self.environment, "timeout": 600}
         return subprocess.run(self.command(*words), input=stdin, check=False, **how)
 
     def start(self, *words: object) -> subprocess.Popen[str]:

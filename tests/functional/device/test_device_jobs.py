@@ -7,6 +7,8 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,37 +24,57 @@ def words(device_bundle: Path, tmp_path: Path) -> tuple[object, ...]:
     return ("--job", tmp_path / "jobs/one", *bench)
 
 
-def wait_for(path: Path) -> None:
-    deadline = time.monotonic() + 120
-    while not path.exists() and time.monotonic() < deadline:
+def wait_until(held: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 300
+    while not held():
+        assert time.monotonic() < deadline, "it did not come to that"
         time.sleep(0.02)
-    assert path.exists()
+
+
+@contextmanager
+def stopped(worker: int) -> Iterator[None]:
+    """The worker stands still meanwhile, so that its work cannot be over before the test has looked."""
+    os.kill(worker, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(worker, signal.SIGCONT)
+
+
+def watches(caller: subprocess.Popen[str], folder: Path) -> bool:
+    """Whether this caller reads the job's log."""
+    for handle in Path(f"/proc/{caller.pid}/fd").iterdir():
+        try:
+            if handle.resolve() == folder / "log":
+                return True
+        except OSError:
+            pass  # closed meanwhile
+    return False
 
 
 def test_a_lost_connection_does_not_end_the_work(device: Any, words: Any, tmp_path: Path) -> None:
-    first = device.start(*words)
-    worker_of(tmp_path / "jobs/one")
-    first.send_signal(signal.SIGKILL)  # as hard as a hang-up can be
-    first.communicate()
-    modes = {oct(path.stat().st_mode & 0o777) for path in (tmp_path / "jobs/one").iterdir()}
-    assert modes == {"0o600"} and (tmp_path / "jobs/one").stat().st_mode & 0o777 == 0o700, "its user's alone"
-    done = device.run(*words)
-    assert "picked up" in done.stderr and "timing onnxruntime" in done.stderr, "the log from its beginning"
-    told = json.loads(done.stdout)
-    assert done.returncode == 0 and told["rows"][0]["status"] == "ok"
-    assert not (tmp_path / "jobs/one").exists(), "handed over, so forgotten"
+    first, folder = device.start(*words), tmp_path / "jobs/one"
+    with stopped(worker_of(folder)):
+        first.send_signal(signal.SIGKILL)  # as hard as a hang-up can be
+        first.communicate()
+        modes = {oct(path.stat().st_mode & 0o777) for path in folder.iterdir()}
+        assert modes == {"0o600"} and folder.stat().st_mode & 0o777 == 0o700, "its user's alone"
+        second = device.start(*words)
+        wait_until(lambda: watches(second, folder))
+    out, err = second.communicate()
+    assert "picked up" in err and "timing onnxruntime" in err, "the log from its beginning"
+    told = json.loads(out)
+    assert second.returncode == 0 and told["rows"][0]["status"] == "ok"
+    assert not folder.exists(), "handed over, so forgotten"
 
 
 @pytest.mark.slow
 def test_an_answer_waits_for_its_caller(device: Any, words: Any, tmp_path: Path) -> None:
-    first = device.start(*words)
-    worker_of(tmp_path / "jobs/one")
-    first.send_signal(signal.SIGKILL)
-    first.communicate()
-    deadline = time.monotonic() + 300
-    answer = tmp_path / "jobs/one/answer"
-    while not answer.read_bytes() and time.monotonic() < deadline:
-        time.sleep(0.05)
+    first, answer = device.start(*words), tmp_path / "jobs/one/answer"
+    with stopped(worker_of(tmp_path / "jobs/one")):
+        first.send_signal(signal.SIGKILL)
+        first.communicate()
+    wait_until(answer.read_bytes)
     written = answer.read_bytes()
     assert device(*words) == json.loads(written), "its times are the first run's: nothing was measured again"
 
@@ -60,19 +82,19 @@ def test_an_answer_waits_for_its_caller(device: Any, words: Any, tmp_path: Path)
 @pytest.mark.slow
 def test_another_question_in_the_same_place_is_refused_while_it_runs(device: Any, words: Any, tmp_path: Path) -> None:
     first = device.start(*words)
-    try:
-        wait_for(tmp_path / "jobs/one/asked")
+    with stopped(worker_of(tmp_path / "jobs/one")):
         told = device(*words, "--threads", 2, code=1)
         assert "another job runs here" in told["error"]["what"]
-    finally:
-        out, _ = first.communicate(timeout=3000)
+    out, _ = first.communicate()
     assert json.loads(out)["exit"] == 0
 
 
 @pytest.mark.slow
-def test_two_callers_of_one_job_get_one_answer(device: Any, words: Any) -> None:
+def test_two_callers_of_one_job_get_one_answer(device: Any, words: Any, tmp_path: Path) -> None:
     callers = [device.start(*words) for _ in range(2)]
-    answers = [json.loads(caller.communicate(timeout=3000)[0]) for caller in callers]
+    with stopped(worker_of(tmp_path / "jobs/one")):
+        wait_until(lambda: all(watches(caller, tmp_path / "jobs/one") for caller in callers))
+    answers = [json.loads(caller.communicate()[0]) for caller in callers]
     assert answers[0] == answers[1] and answers[0]["rows"][0]["status"] == "ok"
 
 
@@ -80,7 +102,7 @@ def test_a_worker_that_is_killed_leaves_no_answer_and_starts_anew(device: Any, w
     first = device.start(*words)
     worker = worker_of(tmp_path / "jobs/one")
     os.kill(worker, signal.SIGKILL)
-    out, err = first.communicate(timeout=300)
+    out, err = first.communicate()
     told = json.loads(out)
     assert told["exit"] == 1 and "without an answer" in told["error"]["what"], err
     assert device(*words)["rows"][0]["status"] == "ok"
@@ -88,7 +110,7 @@ def test_a_worker_that_is_killed_leaves_no_answer_and_starts_anew(device: Any, w
 
 def worker_of(folder: Path) -> int:
     """The process that holds the job's lock open for its own."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit() and _is_worker(entry, folder):
@@ -120,8 +142,9 @@ def test_ctrl_c_lets_the_work_go_on(device: Any, words: Any, tmp_path: Path) -> 
     first = subprocess.Popen(
         device.command(*words), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=device.environment, text=True
     )
-    worker_of(tmp_path / "jobs/one")
-    first.send_signal(signal.SIGINT)
-    out, _ = first.communicate(timeout=300)
+    with stopped(worker_of(tmp_path / "jobs/one")):
+        wait_until(lambda: watches(first, tmp_path / "jobs/one"))
+        first.send_signal(signal.SIGINT)
+        out, _ = first.communicate()
     assert json.loads(out)["exit"] == 130
     assert device(*words)["rows"][0]["status"] == "ok"
