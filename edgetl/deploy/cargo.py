@@ -47,7 +47,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Cargo:
-    """A release: `manifest` is its piece, `records` the variants in it, `pieces` all that must lie in the store."""
+    """A release: `manifest` is its piece, `records` what it can serve, `pieces` all that must lie in the store."""
 
     manifest: Piece
     pieces: tuple[Piece, ...]
@@ -79,8 +79,9 @@ def pack(bundle: Bundle, profiles: Sequence[Profile], precision: Precision | Non
             "deploy another --precision, export again, or --allow-unmet", result={"guard": guard},
         )  # fmt: skip
     usable = [g for g in graphs if allow_unmet or g.get("met") is not False]
-    taken = {g["sha256"] for g in usable}
-    records = usable + [
+    travelling = _with_sources(bundle, usable)
+    taken = {g["sha256"] for g in travelling}
+    records = travelling + [
         record
         for record in bundle.manifest["artifacts"]
         if not record.get("stale")
@@ -103,14 +104,23 @@ def _graphs(bundle: Bundle, profiles: Sequence[Profile], precision: Precision | 
         for record in bundle.artifacts("graph", input="float32")
         if Profile(record["profile"]) in profiles and precision in (None, Precision(record["precision"]))
     }
-    # TensorRT 8 has no fp16 graph: its fp32 graph with the FP16 flag is one, so fp32 travels too.
-    if precision is not None and not newest and precision is Precision.FP16 and Profile.TRT8 in profiles:
-        return _graphs(bundle, profiles, Precision.FP32)
+    if not newest and precision is Precision.FP16 and Profile.TRT8 in profiles:
+        # It was exported without --fp16, and that is no hindrance: see _with_sources.
+        return [{**record, "precision": str(precision)} for record in _graphs(bundle, profiles, Precision.FP32)]
     if not newest:
         said = " or ".join(str(p) for p in profiles) + (f" {precision}" if precision else "")
         there = ", ".join(f"{r['profile']}/{r['precision']}" for r in bundle.artifacts("graph")) or "none"
         raise InputError("the bundle has no graph for this device", said, f"it has {there}; edgetl export --target ...")
     return list(newest.values())
+
+
+def _with_sources(bundle: Bundle, variants: Sequence[Record]) -> list[Record]:
+    """The graphs that `variants` are built from: TensorRT 8's fp16 is the fp32 graph with a flag, so that travels."""
+    sources = [r for r in variants if bundle.artifacts("graph", precision=r["precision"], sha256=r["sha256"])]
+    if any((r["profile"], r["precision"]) == (str(Profile.TRT8), str(Precision.FP16)) for r in variants):
+        fp32 = bundle.artifact("graph", profile=Profile.TRT8, precision=Precision.FP32, input="float32")
+        sources += [fp32] if fp32["sha256"] not in {r["sha256"] for r in sources} else []
+    return sources
 
 
 def frames(pieces: Iterable[Piece], missing: Sequence[Mapping[str, Any]], monitor: Monitor = SILENT) -> Iterator[bytes]:
