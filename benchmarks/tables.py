@@ -6,13 +6,11 @@ Between the lines `<!-- table: NAME -->` and `<!-- end -->` everything is genera
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
-from benchmarks import tables_latency
+from benchmarks import tables_latency, tables_transfer
 from benchmarks.choice import SCORES, by_set
 from benchmarks.rows import HERE, RESULTS, Row, latest, read
 
@@ -50,21 +48,10 @@ def _together(rows: list[Row]) -> list[Row]:
     return sorted(rows, key=lambda row: order.index(row["values"].get("network")))
 
 
-def _over_seeds(rows: list[Row]) -> list[Row]:
-    """One row for each strategy and set: its `values` hold the lists of its seeds' values."""
-    groups: dict[tuple[Any, ...], list[Row]] = {}
-    for row in rows:
-        groups.setdefault(tuple(row["values"][key] for key in ("data", "labels", "strategy")), []).append(row)
-    order = list(dict.fromkeys(key[:2] for key in groups))
-    return [
-        {"values": {name: [row["values"][name] for row in group] for name in group[0]["values"]}}
-        for _, group in sorted(groups.items(), key=lambda item: order.index(item[0][:2]))
-    ]
-
-
 # Suites whose table has another row for several of theirs.
 _GATHERED: dict[str, Callable[[list[Row]], list[Row]]] = {
-    "strategies": _over_seeds,
+    "strategies": tables_transfer.strategies,
+    "distillation": tables_transfer.distillations,
     "choice": by_set,
     "peers_latency": tables_latency.beside,
 }
@@ -222,21 +209,6 @@ def _cpu_int8(row: Row) -> list[str]:
     ]
 
 
-def _strategies(row: Row) -> list[str]:
-    v = row["values"]
-    kept = Counter(v["chosen"])
-    return [
-        f"{v['data'][0]}, {v['labels'][0]}: {v['strategy'][0]}",
-        str(len(v["seed"])),
-        _mean(v["n_train"], "{:.0f}"),
-        _spread(v["val_accuracy"]),
-        _spread(v["test_accuracy"]),
-        _mean(v["n_test"], "{:.0f}"),
-        ", ".join(name if count == len(v["seed"]) else f"{name} {count}" for name, count in kept.items()),
-        _mean(v["seconds"], "{:.0f}"),
-    ]
-
-
 def _choice(row: Row) -> list[str]:
     v = row["values"]
     taus = ["-" if v["tau"][score] is None else f"{v['tau'][score]:+.2f}" for score in SCORES]
@@ -250,17 +222,6 @@ def _choice_time(row: Row) -> list[str]:
     v = row["values"]
     case = f"{v['data']}, {v['networks']} networks at {v['size']} px"
     return [case, str(v["n_images"]), f"{v['forward_s']:.1f}", f"{v['rank_s']:.1f}", f"**{v['ratio']:.2f}x**"]
-
-
-def _spread(shares: list[float]) -> str:
-    """Mean and standard deviation over the seeds, in percent."""
-    if len(shares) == 1:
-        return _percent(shares[0])
-    return f"{100 * mean(shares):.1f} ± {100 * stdev(shares):.1f} %"
-
-
-def _mean(values: list[float], form: str) -> str:
-    return form.format(mean(values))
 
 
 def _seconds(value: float | None) -> str:
@@ -315,6 +276,7 @@ _TABLES: dict[str, tuple[list[str], Callable[[Row], list[str]]]] = {
         ],
         _scale,
     ),
+    "scale_fit": (tables_transfer.SCALE_FIT, tables_transfer.scale_fit),
     "cpu_int8": (
         [
             *("network", "FP32 p50, ms", "INT8 p50, ms", "ratio", "top-1 agrees with PyTorch (images)"),
@@ -329,13 +291,8 @@ _TABLES: dict[str, tuple[list[str], Callable[[Row], list[str]]]] = {
         ],
         _recipe,
     ),
-    "strategies": (
-        [
-            *("data, labels: strategy", "seeds", "train images", "val, mean ± sd", "test, mean ± sd", "test images"),
-            *("kept", "s"),
-        ],
-        _strategies,
-    ),
+    "strategies": (tables_transfer.STRATEGY, tables_transfer.strategy),
+    "distillation": (tables_transfer.DISTILLATION, tables_transfer.distillation),
     "choice": (
         [
             *("data", "networks", "tau: best stage", "probe", "LogME", "H-score", "kNN", "first choice"),

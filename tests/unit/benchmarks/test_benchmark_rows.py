@@ -23,6 +23,15 @@ CPU_INT8 = {
     **{"n_images": 256, "fp32_ms": 5.0, "int8_ms": 2.5, "ratio": 2.0, "agreement": 0.99, "drop_pp": 0.1},
     **{"fp32_mb": 9.0, "int8_mb": 2.5, "int8_macs_share": 1.0, "weight_bits": 8, "weight_bits_why": "avx512_vnni"},
 }
+DISTILLATION = {
+    **{"data": "flowers", "student": "small", "teacher": "large", "how": "teacher", "seed": 0, "n_train": 50},
+    **{"n_unlabelled": 0, "n_test": 600, "chosen": "lp-ft", "val_accuracy": 0.4, "test_accuracy": 0.5},
+    **{"teacher_test_accuracy": 0.75, "seconds": 9.0},
+}
+SCALE_FIT = {
+    **{"fitted": "features", "n_images": 10, "width": 4, "matrix_mb": 1.0, "peak_mb": 2.0, "baseline_mb": 3.0},
+    "seconds": 4.0,
+}
 MEMORY = grown({"peak_mb": 100.0, "baseline_mb": 700.0}, {"peak_mb": 103.0, "baseline_mb": 701.0}, 64, 512)
 
 
@@ -65,6 +74,28 @@ def test_strategies_are_shown_as_mean_and_spread_over_their_seeds() -> None:
     text = tables.table("strategies", rows)
     assert "| flowers, all labels: lp-ft | 3 | 10 | 50.0 ± 0.0 % | 60.0 ± 10.0 % | 20 | lp-ft | 3 |" in text
     assert "| flowers, all labels: full | 1 | 10 | 50.0 % | 40.0 % | 20 | full | 3 |" in text
+    assert text.index("labels: full") < text.index("labels: lp-ft"), "in the order of the strategies"
+
+
+def test_strategies_name_the_commits_they_were_measured_with_and_only_the_newest_of_a_case() -> None:
+    rows = []
+    for commit, seed, test in (("aaaaaaa11111", 0, 0.1), ("bbbbbbb22222", 0, 0.6), ("ccccccc33333+", 1, 0.8)):
+        new = row(Case("strategies", f"full {seed}", False), 2, strategy_values("full", seed, test))
+        rows.append({**new, "commit": commit})
+    text = tables.table("strategies", latest(iter(rows), "strategies"))
+    assert "| 70.0 ± 14.1 % | 20 | full | 3 | bbbbbbb, ccccccc |" in text
+    assert "aaaaaaa" not in text
+
+
+def test_distillation_is_shown_for_each_way_of_teaching() -> None:
+    rows = [
+        row(Case("distillation", f"{how} {seed}", False), 2, {**DISTILLATION, "how": how, "seed": seed})
+        for seed in (0, 1)
+        for how in ("no teacher", "teacher")
+    ]
+    text = tables.table("distillation", rows)
+    assert "| flowers: small | no teacher | 2 | 50 | 0 | 50.0 ± 0.0 % | 600 | 75.0 ± 0.0 % | 9 |" in text
+    assert text.count("flowers: small") == 2
 
 
 def test_schema_is_a_json_schema() -> None:
@@ -80,6 +111,8 @@ def test_schema_is_a_json_schema() -> None:
         ("recipe", recipe_values()),
         ("recipe", recipe_values(0.1)),
         ("strategies", strategy_values("lp-ft", 0, 0.6)),
+        ("distillation", DISTILLATION),
+        ("scale_fit", SCALE_FIT),
     ],
 )
 def test_a_row_of_each_suite_is_kept_and_read_back(tmp_path: Path, suite: str, values: dict[str, Any]) -> None:
