@@ -96,10 +96,16 @@ def on_all(hosts: list[Host], each: Each, monitor: Monitor) -> tuple[list[Mappin
         except ContractUnmet as error:
             return {**error.result, "host": host.host, "error": error.as_json()}, error.exit_code
         except EdgetlError as error:
-            monitor.warn(f"{host.host}: {error}")
-            return {"host": host.host, "error": error.as_json()}, error.exit_code
+            return _failed(host, error, monitor)
+        except Exception as error:  # whatever it is, it is this host's, and the others' results are not to be lost
+            return _failed(host, EdgetlError("unexpected " + type(error).__name__, error), monitor)
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
         found = list(pool.map(one, hosts))
     codes = {code for _, code in found}
     return [result for result, _ in found], 1 if codes & {1, 2} else max(codes, default=0)
+
+
+def _failed(host: Host, error: EdgetlError, monitor: Monitor) -> tuple[Mapping[str, Any], int]:
+    monitor.warn(f"{host.host}: {error}")
+    return {"host": host.host, "error": error.as_json()}, error.exit_code

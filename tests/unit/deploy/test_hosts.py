@@ -26,10 +26,12 @@ def ended(how: str) -> Mapping[str, Any]:
     }
     if how in errors:
         raise errors[how]
+    if how == "broken":
+        raise OSError(28, "No space left on device")
     return {"host": how}
 
 
-@given(st.lists(st.sampled_from(["good", "lost", "failed", "bad", "unmet"]), min_size=1, max_size=12))
+@given(st.lists(st.sampled_from(["good", "lost", "failed", "bad", "unmet", "broken"]), min_size=1, max_size=12))
 def test_a_failure_is_one_hosts_and_the_worst_is_the_exit_code(ways: list[str]) -> None:
     hosts = [Host(f"{way}{index}", DeployOptions()) for index, way in enumerate(ways)]
     found, code = on_all(hosts, lambda host, monitor: ended(host.host.rstrip("0123456789")), SILENT)
@@ -38,7 +40,7 @@ def test_a_failure_is_one_hosts_and_the_worst_is_the_exit_code(ways: list[str]) 
         assert ("error" in result) == (way != "good")
         assert way == "good" or result["host"] == host.host
         assert way != "unmet" or result["rows"] == [1]
-    assert code == (1 if {"lost", "failed", "bad"} & set(ways) else 3 if "unmet" in ways else 0)
+    assert code == (1 if {"lost", "failed", "bad", "broken"} & set(ways) else 3 if "unmet" in ways else 0)
 
 
 def test_what_is_said_carries_the_hosts_name() -> None:
