@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 LIMIT = 512  # images, class-balanced: as many as a deploy proves with
 FILTER = "nvinfer, scaling-filter=1: bilinear between four pixels, emulated"
+BEHIND_DEEPSTREAM = "+DeepStream"  # how the provider of such a row ends
 _BATCH = 8
 
 
@@ -97,7 +98,7 @@ def resize_cost(
         id=f"onnxruntime-{record['profile']}-{record['precision']}-deepstream-b1",
         environment=str(where["id"]),
         backend="onnxruntime",
-        provider=graph.provider + "+DeepStream",
+        provider=graph.provider + BEHIND_DEEPSTREAM,
         profile=str(record["profile"]),
         precision=str(record["precision"]),
         graph_sha256=str(record["sha256"]),

@@ -79,9 +79,18 @@ def _check(bundle: Bundle, option: str, path: Path | None) -> None:
         raise InputError(f"{option} names a folder that is not there", path.parent, "make it, or give another place")
     if path.is_dir():
         raise InputError(f"{option} wants a file, and this is a folder", path, "give it a name inside")
-    own = [bundle.path / name for name in ("manifest.json", "local.json", *(r["file"] for r in bundle.artifacts()))]
-    if path.resolve() in own:
+    inside = _inside(bundle, path)
+    recorded = {record["file"] for record in bundle.manifest["artifacts"]}
+    if inside in {"manifest.json", "local.json", *recorded} or (inside.startswith("runs/") and path.exists()):
         raise InputError(f"{option} would overwrite a file of the bundle", path, "give another name")
+
+
+def _inside(bundle: Bundle, path: Path) -> str:
+    """The place of `path` within the bundle, whatever links lead to either; "" outside."""
+    try:
+        return path.resolve().relative_to(bundle.path.resolve()).as_posix()
+    except ValueError:
+        return ""
 
 
 def _write(path: Path, text: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from edgetl.bench.resize import BEHIND_DEEPSTREAM
 from edgetl.bundle import Bundle
 from edgetl.report.rows import Measured
 
@@ -80,7 +81,7 @@ class Variant:
 
     def scored(self) -> Measured | None:
         """The row whose accuracy is nearest to where it will run; None where no bench met it."""
-        there = [one for one in self.rows if one.ok and one.row.accuracy is not None]
+        there = [one for one in self.rows if one.ok and one.row.accuracy is not None and not _resized_otherwise(one)]
         order = {"device": 0, "host-gpu": 1, "host-cpu": 2, "simulated": 3}
         return min(
             there, key=lambda one: (order.get(one.row.accuracy_evidence or "", 4), -one.row.n_images), default=None
@@ -92,6 +93,10 @@ class Variant:
         if row is not None:
             return loss_of(row)
         return None if self.contract is None else self.contract.loss
+
+
+def _resized_otherwise(one: Measured) -> bool:
+    return one.row.provider.endswith(BEHIND_DEEPSTREAM)
 
 
 def _meant(profile: str, one: Measured) -> bool:
@@ -203,7 +208,10 @@ class Advice:
 
 
 def refusal(variant: Variant) -> str:
-    """Why a variant may not ship; "" where it may. The rule is the one that `edgetl deploy` follows on a device."""
+    """Why a variant may not ship; "" where it may.
+
+    `edgetl deploy` is stricter on the device it measures on: there the point estimate has to keep the contract.
+    """
     contract = variant.contract
     if contract is None:
         return ""

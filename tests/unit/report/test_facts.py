@@ -149,6 +149,17 @@ def test_the_newest_row_of_a_candidate_counts(make_bundle):
     assert [one.row.n_images for one in gather(made).measured if one.candidate == "onnxruntime-cpu-trt10-fp32"] == [7]
 
 
+def test_what_deepstreams_resize_costs_is_no_loss_of_the_graph(make_bundle):
+    made = Bundle.open(make_bundle(wrong=0))
+    record = made.artifact("graph", precision="int8")
+    behind = row("onnxruntime-trt10-int8-deepstream", "onnxruntime", "trt10", "int8", record["sha256"], 70, "test")
+    provider = "CPUExecutionProvider+DeepStream"
+    write_rows(made, [replace(behind, provider=provider, drop_pp=20.0, drop_ci_pp=(15.0, 25.0))])
+    facts = gather(made)
+    assert (facts.main.ship.precision, facts.main.ship.loss().drop_pp, facts.main.ship.loss().n) == ("int8", 0.0, 60)
+    assert "onnxruntime-trt10-int8-deepstream" in {one.candidate for one in facts.measured}
+
+
 def test_a_results_file_cut_in_half_leaves_its_whole_rows_and_a_note(make_bundle):
     made = Bundle.open(make_bundle())
     path = made.path / "runs/bench.jsonl"

@@ -329,16 +329,20 @@ def test_tensorboard_reads_the_runs_back(make_bundle, tmp_path):
         ({"card": "nowhere/card.md"}, "folder that is not there"),
         ({"html": "."}, "wants a file"),
         ({"html": "home of Zoë/flowers/manifest.json"}, "overwrite a file of the bundle"),
+        ({"card": "linked/local.json"}, "overwrite a file of the bundle"),
+        ({"html": "home of Zoë/flowers/runs/bench.jsonl"}, "overwrite a file of the bundle"),
         ({"tensorboard": "home of Zoë/flowers/manifest.json"}, "wants a folder"),
     ],
     ids=str,
 )
 def test_a_place_that_cannot_be_written_is_told_before_any_work(options, what, make_bundle, tmp_path):
-    made = Bundle.open(make_bundle())
-    before = (made.path / "manifest.json").read_bytes()
-    with pytest.raises(InputError, match=what):
-        report(made, ReportOptions(**{name: tmp_path / place for name, place in options.items()}))
-    assert (made.path / "manifest.json").read_bytes() == before
+    real = make_bundle()
+    (tmp_path / "linked").symlink_to(real)
+    before = {path: path.read_bytes() for path in real.rglob("*") if path.is_file()}
+    for made in (Bundle.open(real), Bundle.open(tmp_path / "linked")):
+        with pytest.raises(InputError, match=what):
+            report(made, ReportOptions(**{name: tmp_path / place for name, place in options.items()}))
+    assert {path: path.read_bytes() for path in real.rglob("*") if path.is_file()} == before
 
 
 def test_a_bundle_that_travelled_has_a_page_all_the_same(make_bundle, tmp_path):
