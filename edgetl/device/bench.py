@@ -139,7 +139,7 @@ def _open(entry: _Entry, closing: ExitStack) -> None:
     try:
         entry.backend = entry.chosen.opens()
         closing.callback(entry.backend.close)
-    except EdgetlError as error:
+    except Exception as error:  # whatever a third-party runtime raises is this one backend's failure
         entry.error = error
 
 
@@ -189,7 +189,10 @@ def _time(
             continue
         entry.times[batch] = times[name]
         facts = {"before": before, "after": after, "throttled": slowed, "why": why, "steady": times[name].steady}
-        entry.facts[batch] = dict(facts, energy=_energy(entry, images, batch, effects, idle, system))
+        try:
+            entry.facts[batch] = dict(facts, energy=_energy(entry, images, batch, effects, idle, system))
+        except Exception as error:  # as above
+            entry.error = error
 
 
 def _energy(
@@ -239,7 +242,7 @@ def _row(entry: _Entry, batch: int, identity: str, images: Images) -> Row:
         "graph_sha256": one.graph_sha256,
         "engine_key": one.engine_key,
         "status": "ok" if error is None else "failed",
-        "error": None if error is None else " ".join(str(error).split()) or type(error).__name__,
+        "error": None if error is None else _line_of(error),
         "split": images.split,
         "batch": batch,
         "n_images": len(images.samples),
@@ -248,6 +251,12 @@ def _row(entry: _Entry, batch: int, identity: str, images: Images) -> Row:
     if error is None:
         row.update(_figures(entry, batch, images))
     return Row(**row)
+
+
+def _line_of(error: Exception) -> str:
+    """One line, with the type where the error is not one of ours."""
+    text = " ".join(str(error).split()) or "no message"
+    return text if isinstance(error, EdgetlError) else "%s: %s" % (type(error).__name__, text)
 
 
 def _figures(entry: _Entry, batch: int, images: Images) -> Dict[str, Any]:
