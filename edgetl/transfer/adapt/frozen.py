@@ -6,6 +6,7 @@ a plain graph and knows the target's statistics as constants of its last layer. 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import cos, pi
 
@@ -36,6 +37,7 @@ RECOLOUR_RIDGE = 1.0  # added to both covariances of standardised features
 
 Floats = npt.NDArray[np.float32]
 Wide = npt.NDArray[np.float64]
+Map = Callable[[Floats], Floats]
 
 
 @dataclass(frozen=True)
@@ -76,33 +78,72 @@ class Moments:
         return Linear(raw.astype(np.float32), (bias - raw @ self.mean).astype(np.float32))
 
 
-def adapted(method: str, domains: Domains, head: Linear, c: float, seed: int, monitor: Monitor = SILENT) -> Linear:
-    """`head` (fitted on the source) adapted to the target: a head on the target's features as they come.
+@dataclass(frozen=True)
+class Adapted:
+    """A classifier of the target's features as they come (`head`), and where it classifies.
 
-    `c`: the inverse strength of the L2 penalty that `head` was fitted with (LogisticRegression's C). Of "none" the
-    head itself. Raises StageError where the training diverges.
+    `source` and `target` map a domain's features float32 (N, D) to the space (N, K) that both domains share there;
+    `weight` (C, K) and `bias` (C,) are the classifier on it.
     """
-    if method == NONE:
-        return head
+
+    head: Linear
+    source: Map
+    target: Map
+    weight: Wide
+    bias: Wide
+
+
+def adapted(method: str, domains: Domains, head: Linear, c: float, seed: int, monitor: Monitor = SILENT) -> Linear:
+    """The head of `fitted`."""
+    return fitted(method, domains, head, c, seed, monitor).head
+
+
+def fitted(method: str, domains: Domains, head: Linear, c: float, seed: int, monitor: Monitor = SILENT) -> Adapted:
+    """`head` (fitted on the source) adapted to the target; of "none" the head itself.
+
+    `c`: the inverse strength of the L2 penalty that `head` was fitted with (LogisticRegression's C). Raises StageError
+    where the training diverges.
+    """
     source, target = Moments.of(domains.source), Moments.of(domains.target)
     weight, bias = source.unfolded(head)
+    if method == NONE:
+        return Adapted(head, source.standardised, source.standardised, weight, bias)
     if method == "standardise":
-        return target.folded(weight, bias)
+        return Adapted(target.folded(weight, bias), source.standardised, target.standardised, weight, bias)
     aligned = replace(domains, source=source.standardised(domains.source), target=target.standardised(domains.target))
     if method == "coral":
         # What Deep CORAL's loss would bring a linear map to, in closed form; the classifier is fitted anew behind it.
-        anew = fit_at(recoloured(aligned), domains.targets, domains.classes, c)
-        return target.folded(anew.weight.astype(np.float64), anew.bias.astype(np.float64))
-    return target.folded(*trained(method, aligned, weight, bias, c, seed, monitor))
+        recolour = recolouring(aligned)
+        anew = fit_at(recolour(aligned.source), domains.targets, domains.classes, c)
+        weight, bias = anew.weight.astype(np.float64), anew.bias.astype(np.float64)
+        folded = target.folded(weight, bias)
+        return Adapted(folded, lambda rows: recolour(source.standardised(rows)), target.standardised, weight, bias)
+    narrow, last = trained(method, aligned, weight, bias, c, seed, monitor)
+    (inner, shift), (weight, bias) = ((_wide(layer.weight), _wide(layer.bias)) for layer in (narrow, last))
+
+    def seen(domain: Moments) -> Map:
+        return lambda rows: np.asarray(domain.standardised(rows) @ inner.T + shift, np.float32)
+
+    return Adapted(target.folded(weight @ inner, weight @ shift + bias), seen(source), seen(target), weight, bias)
+
+
+def _wide(parameter: torch.Tensor) -> Wide:
+    return np.asarray(parameter.detach().double().numpy())
 
 
 def recoloured(domains: Domains, ridge: float = RECOLOUR_RIDGE) -> Floats:
-    """The source's features with the target's covariance, x C_s^-1/2 C_t^1/2 with C = covariance + ridge I.
+    """The source's features under `recolouring`."""
+    return recolouring(domains, ridge)(domains.source)
+
+
+def recolouring(domains: Domains, ridge: float = RECOLOUR_RIDGE) -> Map:
+    """What gives the source's features the target's covariance: x C_s^-1/2 C_t^1/2 with C = covariance + ridge I.
 
     Sun, Feng & Saenko 2016, "Return of Frustratingly Easy Domain Adaptation", algorithm 1; both domains have mean 0.
     """
     source, target = (_covariance(rows, ridge) for rows in (domains.source, domains.target))
-    return np.asarray(domains.source @ _power(source, -0.5) @ _power(target, 0.5), np.float32)
+    whiten, colour = _power(source, -0.5), _power(target, 0.5)
+    return lambda rows: np.asarray(rows @ whiten @ colour, np.float32)
 
 
 def _covariance(rows: Floats, ridge: float) -> Wide:
@@ -117,8 +158,8 @@ def _power(matrix: Wide, exponent: float) -> Wide:
 
 def trained(
     method: str, domains: Domains, weight: Wide, bias: Wide, c: float, seed: int, monitor: Monitor = SILENT
-) -> tuple[Wide, Wide]:
-    """Bottleneck and head trained on standardised features with the method's loss; (weight, bias) of their product.
+) -> tuple[nn.Linear, nn.Linear]:
+    """Bottleneck and head trained on standardised features with the method's loss.
 
     The bottleneck is linear, so that it folds. It starts as an orthonormal basis that holds the head's rows and the
     directions in which both domains vary most: the first step's network is the standardised head exactly, and it is
@@ -130,12 +171,9 @@ def trained(
         bottleneck, head = _layers(basis, torch.from_numpy(weight), torch.from_numpy(bias))
         loss = loss_of(method, len(basis), domains.classes, HIDDEN)
         _descend(method, domains, bottleneck, head, loss, c, seed, monitor)
-    with torch.no_grad():
-        product = head.weight.double() @ bottleneck.weight.double()
-        shift = head.weight.double() @ bottleneck.bias.double() + head.bias.double()
-    if not torch.isfinite(product).all():
+    if not all(parameter.isfinite().all() for layer in (bottleneck, head) for parameter in layer.parameters()):
         raise StageError("the adaptation diverged: its weights are not numbers", f"--adapt {method}", "use another")
-    return product.numpy(), shift.numpy()
+    return bottleneck, head
 
 
 def _basis(domains: Domains, weight: Wide, seed: int) -> Wide:
