@@ -138,9 +138,18 @@ def _silence_stdout() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
+_EXAMPLES = """examples, with the app that a deploy leaves as app.pyz:
+  python3 app.pyz probe
+  python3 app.pyz selftest > selftest.json
+  python3 app.pyz classify current photo.jpg --precision int8
+  python3 app.pyz run current --source /dev/video0
+"""
+
+
 def _parser() -> argparse.ArgumentParser:
     about = "edgetl on the device: needs numpy and Pillow alone."
-    parser = Parser(prog="edgetl.device", description=about, allow_abbrev=False)
+    how = argparse.RawDescriptionHelpFormatter
+    parser = Parser(prog="edgetl.device", description=about, epilog=_EXAMPLES, formatter_class=how, allow_abbrev=False)
     parser.add_argument("--protocol", type=int, default=PROTOCOL, metavar="N", help="the caller's protocol version")
     parser.add_argument(
         "--job",
