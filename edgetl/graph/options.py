@@ -8,17 +8,10 @@ from typing import Any
 from edgetl.errors import InputError
 from edgetl.graph.ranges import check_method
 from edgetl.spec import InputKind, Profile
+from edgetl.target import TARGETS
 
 CALIBRATION_MAX = 512  # images of `--calib-size auto`
 RESCUES = ("none", "exclude", "qat")
-TARGETS = {
-    "jetpack5": Profile.TRT8,
-    "jetpack6.0": Profile.TRT8,
-    "jetpack6": Profile.TRT10,
-    "jetpack7": Profile.TRT10,
-    "tensorrt": Profile.TRT10,
-    "cpu": Profile.CPU,
-}
 
 
 @dataclass(frozen=True)
@@ -63,7 +56,7 @@ class ExportOptions:
     @property
     def profile(self) -> Profile:
         """The graph profile of `target`."""
-        return TARGETS[self.target]
+        return Profile(TARGETS[self.target].profile)
 
     @property
     def image_limit(self) -> int:
