@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from edgetl.bundle import Bundle
 
 MOST = 4096  # of a batch, or callers: more is a slip of the pen
-TURNS = 10  # at least, of each backend
 EXAMPLES = (
     "Example:  edgetl bench models/flowers\n\n"
     "In CI:    edgetl bench models/flowers --json --fail-if 'int8.drop_pp>0.5' --fail-if 'size_bytes>10e6'\n\n"
@@ -94,8 +93,7 @@ def bench(
         )
         conditions = [parse(text) for text in fail_if or []]
         earlier = _earlier(compare)
-        # What varies from turn to turn is what intervals are made from, so one long run must not end it after a few.
-        effort = Effort(seconds=seconds, warmup=warmup, turn_seconds=min(0.2, seconds / TURNS), turns=TURNS)
+        effort = Effort.of_bench(seconds, warmup)
         counts = () if streams is None else _counts(streams, "--streams")
         options = BenchOptions(_counts(batch, "--batch"), counts, threads, effort)
         graphs = _for_deepstream(opened, wish) if deepstream else []

@@ -157,7 +157,7 @@ def _bench(given: argparse.Namespace, monitor: Monitor) -> Result:
     root, samples, split = read_images(bundle, given.data)
     images = images_for(bundle, samples, root, split)
     reference = read_reference(given.reference)
-    effort = Effort(seconds=given.seconds, warmup=given.warmup)
+    effort = Effort.of_bench(given.seconds, given.warmup)
     meter = (given.idle_seconds, given.power_seconds)
     effects = Effects(_batches(given.batch), effort, *meter, threads=given.threads, peaks=not given.no_peaks)
 

@@ -17,6 +17,7 @@ Call = Callable[[], object]
 Clock = Callable[[], float]
 
 WINDOW = 10  # runs whose median stands for "now" during warm-up
+TURNS = 10  # of a bench, at least
 STEADY = 0.03  # two windows' medians closer than this share are the same
 
 
@@ -35,6 +36,14 @@ class Effort:
     warmup_seconds: Optional[float] = None
     turn_seconds: float = 0.2
     turns: int = 1
+
+    @classmethod
+    def of_bench(cls, seconds: float, warmup: Optional[int] = None) -> Effort:
+        """What a bench of `seconds` does: TURNS turns at least, however short it is and however long one run takes.
+
+        What varies from turn to turn is what intervals are made from.
+        """
+        return cls(seconds=seconds, warmup=warmup, turn_seconds=min(0.2, seconds / TURNS), turns=TURNS)
 
 
 @dataclass

@@ -134,6 +134,8 @@ def test_bench_gives_rows_with_their_conditions(device: Any, device_bundle: Path
     fp32, int8 = rows["onnxruntime-trt10-fp32-b1"], rows["onnxruntime-trt10-int8-b1"]
     assert fp32.status == "ok" and fp32.n_images == 6 and fp32.accuracy is not None and fp32.drop_pp is None
     assert fp32.latency_ms["n"] > 0 and fp32.end_to_end_ms["n"] > 0 and fp32.energy_mj is None
+    low, high = fp32.latency_ci_ms["p50"]  # of ten turns, however short they are
+    assert low <= fp32.latency_ms["p50"] <= high
     assert int8.latency_ms is None and int8.accuracy_evidence == "simulated"
     told_of = told["conditions"][fp32.id]
     assert {"before", "after", "throttled", "energy", "steady", "why"} == set(told_of)
