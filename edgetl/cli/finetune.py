@@ -197,6 +197,9 @@ def _show(console: Console, result: dict[str, Any]) -> None:
     if found := result.get("adaptation"):
         kept = "source-only" if found["kept"] == "none" else found["kept"]
         console.print(f"{found['n_unlabelled']} unlabelled images; kept: {kept}: {found['why']}", soft_wrap=True)
+        if found["kept"] != "none":
+            said = "val and test above are DATA's images, from which the network has been moved to the unlabelled ones;"
+            console.print(f"{said} how often it is right there, labels of some of them would tell", soft_wrap=True)
     show_evaluation(console, result)
     bundle = result["bundle"]
     console.print(f"{bundle}  ({result['seconds']:.0f} s). Next: edgetl export {bundle} --int8", soft_wrap=True)

@@ -14,7 +14,7 @@ from edgetl.bundle import Bundle
 from edgetl.images import Dataset, Sample
 from edgetl.monitor import Monitor
 from edgetl.transfer import large, leakage, logs, record
-from edgetl.transfer.adapt.phase import adapt
+from edgetl.transfer.adapt.phase import Adaptation, adapt
 from edgetl.transfer.budget import learning_curve
 from edgetl.transfer.choose import FROZEN
 from edgetl.transfer.confidence import confidence
@@ -25,7 +25,7 @@ from edgetl.transfer.options import FinetuneOptions
 from edgetl.transfer.pixels import PixelStore
 from edgetl.transfer.prepare import Start
 from edgetl.transfer.processes import ALONE, Group
-from edgetl.transfer.run import Run
+from edgetl.transfer.run import Logits, Run
 from edgetl.transfer.sound import sound
 from edgetl.transfer.train import Progress
 
@@ -73,7 +73,7 @@ def carry_out(
             "linear_probe": run.metrics(found.probe_val, "val"),
             "adaptation": None if adaptation is None else adaptation.told,
             "near_duplicates": None if alike is None else leakage.summary(alike),
-            "confidence": confidence(run, val_logits, test_logits),
+            "confidence": confidence(run, *_believed(adaptation, val_logits, test_logits)),
             **evaluated,
             "seconds": round(time.perf_counter() - started, 3),
             "images_per_second": round(run.images_per_second, 2),
@@ -83,6 +83,11 @@ def carry_out(
         return group.first(lambda: result)
     finally:
         store.close()
+
+
+def _believed(adaptation: Adaptation | None, val: Logits, test: Logits | None) -> tuple[Logits, Logits | None]:
+    """What confidence is fitted to. An adapted network's own answers on val and test say nothing of the target."""
+    return (val, test) if adaptation is None or adaptation.val is None else (adaptation.val, None)
 
 
 def _evaluated(run: Run) -> dict[str, Any]:

@@ -92,6 +92,10 @@ class Adapted:
     weight: Wide
     bias: Wide
 
+    def of_source(self, features: Floats) -> Floats:
+        """Logits (N, C) of the source's features (N, D), by the source's side of the alignment."""
+        return np.asarray(self.source(features) @ self.weight.T + self.bias, np.float32)
+
 
 def adapted(method: str, domains: Domains, head: Linear, c: float, seed: int, monitor: Monitor = SILENT) -> Linear:
     """The head of `fitted`."""

@@ -11,6 +11,7 @@ import numpy as np
 
 from edgetl.bundle import atomic_write
 from edgetl.images import Sample
+from edgetl.monitor import SILENT, Monitor
 from edgetl.transfer import backbones, distance, weights
 from edgetl.transfer.adapt import end_to_end, frozen, select, target
 from edgetl.transfer.adapt.frozen import Domains, Floats
@@ -27,10 +28,16 @@ PERMUTATIONS = 199
 
 @dataclass(frozen=True)
 class Adaptation:
-    """What came of it. `kept` is "none" or the method; `samples` are what it was adapted to; `told` is for JSON."""
+    """What came of it. `kept` is "none" or the method; `samples` are what it was adapted to; `told` is for JSON.
+
+    `val`: what the adapted classifier says of val, whose images it is shown as the source's are (through the source's
+    side of the alignment, not the target's, which is in the network). As far as the domains are aligned, these logits
+    (N, C) are like those of the target's images, and their classes are known: confidence is fitted to them.
+    """
 
     kept: str
     samples: tuple[Sample, ...]
+    val: Floats | None
     told: dict[str, Any]
 
     @property
@@ -41,18 +48,27 @@ class Adaptation:
 
 @dataclass(frozen=True)
 class _Trial:
-    """A candidate head, its logits on the target, and those of its two half fits."""
+    """A candidate head, its logits on the target, those of its two half fits, and Adaptation's `val`."""
 
     head: Linear
     logits: Floats
     halves: tuple[Floats, Floats]
+    val: Floats
+
+
+@dataclass(frozen=True)
+class _Features:
+    """What the network makes of both domains, and of val."""
+
+    domains: Domains
+    val: Floats
 
 
 @dataclass(frozen=True)
 class _Decided:
-    """The heads of all candidates by name, their scores, and which one is kept and why."""
+    """All candidates by name, their scores, and which one is kept and why."""
 
-    heads: dict[str, Linear]
+    trials: dict[str, _Trial]
     scores: list[select.Score]
     kept: str
     why: str
@@ -68,30 +84,43 @@ def adapt(run: Run, is_frozen: bool) -> Adaptation | None:
     if asked == NONE:
         return None
     samples = _decoded(run)
-    domains = _domains(run, samples, "features.f32" if is_frozen else "tuned.f32", "target.f32")
-    distances = run.group.first(lambda: _distances(run, domains))
+    seen = _features(run, samples, "features.f32" if is_frozen else "tuned.f32", "target.f32")
+    distances = run.group.first(lambda: _distances(run, seen.domains))
     near, why = verdict(distances["mmd2"], distances["p_value"], far_from(run.start.spec.name))
     if near == SAME:
         found = _Decided({}, [], NONE, f"source and target are the same domain: {why}")
     else:
-        found = run.group.first(lambda: _on_features(run, domains))
+        found = run.group.first(lambda: _on_features(run, seen))
         method = found.kept if asked == AUTO else asked
         if run.plan.trains and method != NONE and METHODS[method].trains:
             found = _end_to_end(run, method, samples, found)
         if found.kept != NONE:
-            run.fold(found.heads[found.kept])
+            run.fold(found.trials[found.kept].head)
     kept = found.kept
     run.monitor.say(f"adaptation: {kept if kept != NONE else 'source-only'} is kept: {found.why}")
+    _warn_of_little(run, found)
     told = {"scores": [score.told() for score in found.scores], "kept": kept, "why": found.why}
     known = {"asked": asked, "n_unlabelled": len(samples), **distances}
-    return Adaptation(kept, tuple(samples) if kept != NONE else (), {**known, **told})
+    if kept == NONE:
+        return Adaptation(kept, (), None, {**known, **told})
+    return Adaptation(kept, tuple(samples), found.trials[kept].val, {**known, **told})
 
 
-def _on_features(run: Run, domains: Domains) -> _Decided:
+def _warn_of_little(run: Run, found: _Decided) -> None:
+    """Agreement is about what accuracy is: where it is low even for what is kept, that has to be known."""
+    agreement = {score.name: score.agreement for score in found.scores}.get(found.kept, 1.0)
+    if agreement < select.DOUBTFUL:
+        run.monitor.warn(
+            f"many answers on the unlabelled images are likely to be wrong (agreement {agreement:.2f}, below "
+            f"{select.DOUBTFUL:g}): labels for some of them would help more than any adaptation"
+        )
+
+
+def _on_features(run: Run, seen: _Features) -> _Decided:
     """Every method that is asked for, on the features as they are."""
-    trials = {name: _trial(run, name, domains) for name in frozen.methods_for(run.options.adapt)}
+    trials = {name: _trial(run, name, seen) for name in frozen.methods_for(run.options.adapt)}
     scores = [select.score(name, trial.logits, trial.halves) for name, trial in trials.items()]
-    return _Decided({name: trial.head for name, trial in trials.items()}, scores, *select.decide(scores))
+    return _Decided(trials, scores, *select.decide(scores))
 
 
 def _decoded(run: Run) -> list[Sample]:
@@ -106,12 +135,13 @@ def _decoded(run: Run) -> list[Sample]:
     return [sample for sample in found if sample.digest not in corrupt]
 
 
-def _domains(run: Run, samples: Sequence[Sample], source: str, unlabelled: str) -> Domains:
-    """Features of train and of the target under the network as it is, cached in two files of the run's folder."""
+def _features(run: Run, samples: Sequence[Sample], source: str, unlabelled: str) -> _Features:
+    """Those of train and val and of the target under the network as it is, cached in two files of the run's folder."""
     data = run.data
     labelled = [*data.split("train"), *data.split("val")]
     both = [run.headless(run.folder / name, rows) for name, rows in ((source, labelled), (unlabelled, samples))]
-    return Domains(both[0][: len(data.split("train"))], run.targets("train"), both[1], len(data.labels))
+    n = len(data.split("train"))
+    return _Features(Domains(both[0][:n], run.targets("train"), both[1], len(data.labels)), both[0][n:])
 
 
 def _distances(run: Run, domains: Domains) -> dict[str, float]:
@@ -127,29 +157,30 @@ def _distances(run: Run, domains: Domains) -> dict[str, float]:
     }
 
 
-def _trial(run: Run, method: str, domains: Domains) -> _Trial:
+def _trial(run: Run, method: str, seen: _Features) -> _Trial:
     """Adapt the network's head, and heads fitted on each half of the source; kept in a file for --resume."""
     path = run.folder / f"adapt-{method}.npz"
     if not path.is_file():
-        trial = _fitted(run, method, domains, _head(run))
+        trial = _fitted_as(method, seen, _head(run), _strength(run), run.options.seed, run.monitor)
         stream = io.BytesIO()
         first, second = trial.halves
-        np.savez(stream, weight=trial.head.weight, bias=trial.head.bias, first=first, second=second)
+        np.savez(stream, weight=trial.head.weight, bias=trial.head.bias, first=first, second=second, val=trial.val)
         atomic_write(path, stream.getvalue())
     with np.load(path) as saved:
         head = Linear(saved["weight"], saved["bias"])
-        return _Trial(head, head.logits(domains.target), (saved["first"], saved["second"]))
+        return _Trial(head, head.logits(seen.domains.target), (saved["first"], saved["second"]), saved["val"])
 
 
-def _fitted(run: Run, method: str, domains: Domains, head: Linear) -> _Trial:
-    seed, c = run.options.seed, _strength(run)
-    made = frozen.adapted(method, domains, head, c, seed, run.monitor)
+def _fitted_as(method: str, seen: _Features, head: Linear, c: float, seed: int, monitor: Monitor = SILENT) -> _Trial:
+    """`head` adapted by a method of `frozen`, and heads fitted on each half of the source."""
+    domains = seen.domains
+    made = frozen.fitted(method, domains, head, c, seed, monitor)
     halves = []
     for rows in select.halves_of(domains.targets, seed):
         part = Domains(domains.source[rows], domains.targets[rows], domains.target, domains.classes)
         own = fit_at(part.source, part.targets, part.classes, c)
-        halves.append(frozen.adapted(method, part, own, c, seed, run.monitor).logits(domains.target))
-    return _Trial(made, made.logits(domains.target), (halves[0], halves[1]))
+        halves.append(frozen.adapted(method, part, own, c, seed, monitor).logits(domains.target))
+    return _Trial(made.head, made.head.logits(domains.target), (halves[0], halves[1]), made.of_source(seen.val))
 
 
 def _strength(run: Run) -> float:
@@ -163,31 +194,26 @@ def _end_to_end(run: Run, method: str, samples: Sequence[Sample], before: _Decid
     backbone, spec = run.start.network.backbone, run.start.spec
     state = {k: v.detach().clone() for k, v in backbones.deployed_state(backbone, spec).items()}
     weights.load_exactly(backbone, end_to_end.train(run, method, samples))
-    domains = _domains(run, samples, "adapted.f32", "adapted-target.f32")
-    found = run.group.first(lambda: _on_adapted(run, method, domains, before))
-    if found.kept in before.heads:
+    seen = _features(run, samples, "adapted.f32", "adapted-target.f32")
+    found = run.group.first(lambda: _on_adapted(run, method, seen, before))
+    if found.kept in before.trials:
         weights.load_exactly(backbone, state)
     return found
 
 
-def _on_adapted(run: Run, method: str, domains: Domains, before: _Decided) -> _Decided:
+def _on_adapted(run: Run, method: str, seen: _Features, before: _Decided) -> _Decided:
     """`before` and two heads on the features that were trained with the method's loss.
 
     The network's own head is a candidate, and that head standardised by domain on the new features: what the training
     left between the domains costs nothing to take off. Half fits are linear heads on these features: training it twice
     more would cost more than it tells.
     """
-    own, c = _head(run), _strength(run)
-    heads, scores = dict(before.heads), list(before.scores)
+    own, c, seed = _head(run), _strength(run), run.options.seed
+    trials, scores = dict(before.trials), list(before.scores)
     for name, closed in ((method + END_TO_END, NONE), (method + END_TO_END + STANDARDISED, "standardise")):
-        heads[name] = frozen.adapted(closed, domains, own, c, run.options.seed)
-        halves = []
-        for rows in select.halves_of(domains.targets, run.options.seed):
-            part = Domains(domains.source[rows], domains.targets[rows], domains.target, domains.classes)
-            fitted = fit_at(part.source, part.targets, part.classes, c)
-            halves.append(frozen.adapted(closed, part, fitted, c, run.options.seed).logits(domains.target))
-        scores.append(select.score(name, heads[name].logits(domains.target), (halves[0], halves[1])))
-    return _Decided(heads, scores, *select.decide(scores))
+        trials[name] = trial = _fitted_as(closed, seen, own, c, seed)
+        scores.append(select.score(name, trial.logits, trial.halves))
+    return _Decided(trials, scores, *select.decide(scores))
 
 
 def _head(run: Run) -> Linear:

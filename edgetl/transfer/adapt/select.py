@@ -18,6 +18,7 @@ import numpy.typing as npt
 from edgetl.transfer.adapt.methods import METHODS, NONE
 
 COLLAPSED = 0.75  # of the largest effective number of classes among the candidates; below it, it has collapsed
+DOUBTFUL = 0.6  # kappa of what is kept; below, agreement is "moderate" at most (Landis & Koch 1977)
 SURE = 0.8  # kappa that a method which reads its own answers must reach; "almost perfect" (Landis & Koch 1977)
 DENSITY_TEMPERATURE = 0.05
 _DENSITY_ROWS = 2000  # its matrix is rows x rows
@@ -101,8 +102,8 @@ def decide(scores: Sequence[Score]) -> tuple[str, str]:
     if not better:
         best = max((s for s in scores if s.name != NONE), key=lambda s: s.agreement)
         said = (
-            f"adaptation is not expected to help: {best.name} agrees with itself at kappa {best.agreement:.3f}, "
-            f"source-only at {base.agreement:.3f}"
+            f"adaptation is not expected to help: on the unlabelled images two fits of {best.name} agree at kappa "
+            f"{best.agreement:.3f}, two of source-only at {base.agreement:.3f}"
         )
         return NONE, said
     trusted = [
@@ -110,11 +111,12 @@ def decide(scores: Sequence[Score]) -> tuple[str, str]:
     ] or better
     kept = max(trusted, key=lambda s: s.agreement)
     against = (
-        f"source-only at {base.agreement:.3f}"
+        f"two of source-only at {base.agreement:.3f}"
         if base in standing
         else f"source-only answers with {base.effective_classes:.1f} classes only"
     )
-    return kept.name, f"{kept.name} agrees with itself at kappa {kept.agreement:.3f}, {against}"
+    told = f"two fits of {kept.name} on halves of DATA agree on the unlabelled images at kappa {kept.agreement:.3f}"
+    return kept.name, f"{told}, {against}"
 
 
 def halves_of(targets: npt.NDArray[np.int64], seed: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
