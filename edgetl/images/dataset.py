@@ -105,7 +105,7 @@ def with_calibration(data: Dataset, count: int, seed: int) -> Dataset:
     """`data` with its "calibration" split: a draw from train, never from val or test."""
     drawn = tuple(draw_balanced(data.split("train"), count, seed))
     if not drawn:
-        raise DataError("there are no training images to calibrate on", data.root)
+        raise DataError("there are no training images to calibrate on", data.root, "add a train folder (or rows)")
     return replace(data, splits=dict(data.splits, calibration=drawn))
 
 
@@ -124,6 +124,7 @@ class ReadOptions:
     def __post_init__(self) -> None:
         for name, value in (("--val-fraction", self.val_fraction), ("--test-fraction", self.test_fraction)):
             if not 0 <= value < 1:
-                raise DataError(name + " must be at least 0 and below 1", value)
+                raise DataError(name + " must be at least 0 and below 1", value, "such as .15")
         if self.val_fraction + self.test_fraction >= 1:
-            raise DataError("nothing is left to train on", "val %s + test %s" % (self.val_fraction, self.test_fraction))
+            taken = "val %s + test %s" % (self.val_fraction, self.test_fraction)
+            raise DataError("nothing is left to train on", taken, "make --val-fraction or --test-fraction smaller")

@@ -75,7 +75,8 @@ def decode(data: bytes, name: object = "image") -> Image.Image:
     try:
         with Image.open(io.BytesIO(data)) as image:
             if image.format not in _FORMATS:
-                raise CorruptImage("not an image format that is read here", "%s (%s)" % (name, image.format))
+                do = "save it as JPEG or PNG (finetune can skip such files with --skip-corrupt)"
+                raise CorruptImage("not an image format that is read here", "%s (%s)" % (name, image.format), do)
             image.load()
             turn = _UPRIGHT.get(_orientation(image))
             rgb = _to_rgb(image, name)  # first: old Pillows cannot turn 16-bit pixels
@@ -187,6 +188,6 @@ def read_bytes(path: Union[str, Path]) -> bytes:
     try:
         return Path(path).read_bytes()
     except FileNotFoundError:
-        raise DataError("no such image", path) from None
+        raise DataError("no such image", path, "check the path") from None
     except OSError as error:
-        raise DataError("the image cannot be read", "%s (%s)" % (path, error.strerror)) from error
+        raise DataError("the image cannot be read", "%s (%s)" % (path, error.strerror), "make it readable") from error

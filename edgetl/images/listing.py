@@ -60,7 +60,7 @@ def _listing(path: Path) -> ContextManager[Iterator[os.DirEntry[str]]]:
     try:
         return os.scandir(str(path))
     except OSError as error:
-        raise DataError("a folder cannot be read", "%s (%s)" % (path, error.strerror)) from error
+        raise DataError("a folder cannot be read", "%s (%s)" % (path, error.strerror), "make it readable") from error
 
 
 def _class_folders(path: Path, names: Sequence[str], split: str, ignored: Counter[str]) -> List[Found]:
@@ -110,16 +110,18 @@ def from_csv(path: Path) -> Tuple[List[Found], List[str]]:
             columns = [c.strip() for c in reader.fieldnames or []]
             if not {"path", "label"} <= set(columns) <= set(_COLUMNS) or len(set(columns)) < len(columns):
                 raise DataError(
-                    "a CSV wants the columns path,label[,split][,group]", "%s in %s" % (",".join(columns), path)
+                    "a CSV wants the columns path,label[,split][,group]",
+                    "%s in %s" % (",".join(columns) or "no first line", path),
+                    "name them in its first line, with commas between them",
                 )
             reader.fieldnames = columns
             rows = [(reader.line_num, row) for row in reader]
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError("the CSV cannot be read", "%s (%s)" % (path, error), "save it as UTF-8") from error
     except OSError as error:
-        raise DataError("the CSV cannot be read", "%s (%s)" % (path, error.strerror)) from error
+        raise DataError("the CSV cannot be read", "%s (%s)" % (path, error.strerror), "make it readable") from error
     if not rows:
-        raise DataError("the CSV has no rows", path)
+        raise DataError("the CSV has no rows", path, "give it a line for each image")
     found = [_csv_row(path, line, row, "split" in columns) for line, row in rows]
     paths = Counter(f.path for f in found)
     twice = [f.path for f in found if paths[f.path] > 1]
@@ -134,9 +136,10 @@ def _csv_row(path: Path, line: int, row: Dict[str, str], has_split: bool) -> Fou
         raise DataError("a row has more columns than the first line", where, "quote values that hold commas")
     values = {key: (row.get(key) or "").strip() for key in _COLUMNS}
     if not values["path"] or not values["label"]:
-        raise DataError("a row lacks its path or label", where)
+        raise DataError("a row lacks its path or label", where, "fill it in, or remove the row")
     if has_split and values["split"] not in SPLITS:
-        raise DataError("split must be train, val or test", "%r in %s" % (values["split"], where))
+        do = "correct it, or leave the column out to have the splits drawn"
+        raise DataError("split must be train, val or test", "%r in %s" % (values["split"], where), do)
     file = os.path.normpath(os.path.join(str(path.parent), values["path"]))
     if not os.path.isfile(file):
         raise DataError("no such image", "%s (%s)" % (file, where), "paths are relative to the CSV file")

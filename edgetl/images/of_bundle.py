@@ -58,7 +58,8 @@ def _recorded(bundle: Bundle, option: str) -> Dataset:
         rows = json.loads(bundle.file(found[-1]).read_text(encoding="utf-8"))
         return Dataset.from_json(rows, folder, bundle.labels)
     except (ValueError, TypeError, AttributeError) as error:
-        raise BundleError("the bundle's splits cannot be read", "%s (%s)" % (bundle.path, error)) from error
+        do = "restore the file, or make the bundle anew with `edgetl finetune`"
+        raise BundleError("the bundle's splits cannot be read", "%s (%s)" % (bundle.path, error), do) from error
 
 
 def _given(bundle: Bundle, split: str, override: str) -> Tuple[Dataset, List[Sample], str]:

@@ -30,7 +30,7 @@ def read_data(source: str, options: Optional[ReadOptions] = None, monitor: Monit
     elif path.is_dir():
         root, (found, warnings) = path, from_folder(path)
     elif path.exists():
-        raise DataError("DATA must be a folder or a .csv file", source)
+        raise DataError("DATA must be a folder or a .csv file", source, "give the folder that holds the class folders")
     else:
         raise DataError("no such folder or CSV file", source, "check the path")
     root = Path(os.path.abspath(str(root)))
@@ -69,7 +69,8 @@ def _grouped(found: List[Found], relative: Sequence[str], pattern: str) -> List[
     try:
         regex = re.compile(pattern)
     except re.error as error:
-        raise DataError("--group-by is not a regular expression", "%s (%s)" % (pattern, error)) from error
+        do = r"such as 'clip(\d+)'"
+        raise DataError("--group-by is not a regular expression", "%s (%s)" % (pattern, error), do) from error
     out, hits = [], 0
     for item, path in zip(found, relative):
         match = regex.search(path)
@@ -116,7 +117,9 @@ def _hashed(paths: Sequence[str], monitor: Monitor) -> List[str]:
                 out += found
                 monitor.progress("listing", len(out), len(paths))
         except OSError as error:
-            raise DataError("an image cannot be read", "%s (%s)" % (error.filename, error.strerror)) from error
+            what = "a link to an image that is gone" if os.path.islink(error.filename) else "an image cannot be read"
+            do = "remove it, or make it readable"
+            raise DataError(what, "%s (%s)" % (error.filename, error.strerror), do) from error
     return out
 
 

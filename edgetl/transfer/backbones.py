@@ -258,12 +258,13 @@ def build(
         kwargs[spec.size_argument] = (size, size) if spec.size_is_pair else size
     reserved = {*kwargs, "num_classes", "weights", "progress"} & set(arguments or {})
     if reserved:
-        raise BackboneError("--backbone-args may not set this", ", ".join(sorted(reserved)))
+        raise BackboneError("--backbone-args may not set this", ", ".join(sorted(reserved)), "leave it out")
     try:
         model = spec.builder(**kwargs, **(arguments or {}))
     except (TypeError, ValueError, RuntimeError, AttributeError, AssertionError) as error:
         # What torchvision raises depends on which argument is wrong.
-        raise BackboneError(f"{name} cannot be built with these arguments", f"{arguments} ({error})") from error
+        what, do = f"{name} cannot be built with these arguments", "correct --backbone-args"
+        raise BackboneError(what, f"{arguments} ({error})", do) from error
     replace_head(model, spec, classes)
     return model
 
@@ -274,7 +275,8 @@ def replace_head(model: nn.Module, spec: BackboneRow, classes: int) -> None:
     for path in (spec.head, *there):
         old = model.get_submodule(path)
         if not isinstance(old, nn.Conv2d | nn.Linear):
-            raise BackboneError("the head is not where the table says", f"{path} of {spec.name}")
+            do = "another torchvision may have moved it; install the pinned one"
+            raise BackboneError("the head is not where the table says", f"{path} of {spec.name}", do)
         model.set_submodule(path, _fresh(old, classes))
     if spec.then:
         model.set_submodule(spec.then, nn.Identity())

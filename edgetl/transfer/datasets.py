@@ -128,7 +128,9 @@ def _items(found: Any) -> Iterator[tuple[Image.Image, int]]:
             image.load()
         except (OSError, ValueError, SyntaxError) as error:  # what Pillow reports a broken file as
             raise DataError(
-                "an image of the data set cannot be read", f"{type(found).__name__} {index} ({error})"
+                "an image of the data set cannot be read",
+                f"{type(found).__name__} {index} ({error})",
+                "remove what was downloaded (--data-root) and run this again",
             ) from error
         yield image, int(target)
 

@@ -115,18 +115,18 @@ class FinetuneOptions:
     command: tuple[str, ...] = ()  # for local.json; sys.argv where it is empty
 
     def __post_init__(self) -> None:
-        for name, value, least in (
-            ("--epochs", self.epochs, 1),
-            ("--head-epochs", self.head_epochs, 0),
-            ("--batch-size", self.batch_size, 2),
-            ("--image-size", self.image_size, 1),
-            ("--folds", self.folds, 2),
-            ("--label-budget", min(self.label_budget, default=None), 1),
+        for name, value, least, usual in (
+            ("--epochs", self.epochs, 1, 20),
+            ("--head-epochs", self.head_epochs, 0, 1),
+            ("--batch-size", self.batch_size, 2, 32),
+            ("--image-size", self.image_size, 1, 224),
+            ("--folds", self.folds, 2, 5),
+            ("--label-budget", min(self.label_budget, default=None), 1, 10),
         ):
             if value is not None and value < least:
-                raise InputError(f"{name} must be at least {least}", value)
+                raise InputError(f"{name} must be at least {least}", value, f"such as {name} {usual}")
         if self.lr is not None and not 0 < self.lr < 10:
-            raise InputError("--lr must be above 0 and below 10", self.lr)
+            raise InputError("--lr must be above 0 and below 10", self.lr, "such as .001, or leave it out")
         if self.abstain_precision is not None and not 0 < self.abstain_precision < 1:
             raise InputError("--abstain-precision lies between 0 and 1", self.abstain_precision, "such as .95")
         _one_of("--device", self.device, ("auto", "cpu", "cuda"))

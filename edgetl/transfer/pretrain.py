@@ -45,7 +45,7 @@ def pretrain(
     if to.exists() and not options.overwrite and not options.resume:
         raise BundleError("there is something at this place already", to, "use --overwrite, or another --to")
     if to.is_dir():
-        raise InputError("--to wants a file, and this is a folder", to)
+        raise InputError("--to wants a file, and this is a folder", to, f"such as --to {to / 'backbone.safetensors'}")
     start = prepare(data, options, monitor)
     with bundles.locked(to) as work:
         folder = work / WORK

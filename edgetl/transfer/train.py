@@ -270,7 +270,8 @@ class Trainer:
                 # torch ends the archive on the way out and raises anew, over the Ctrl-C that came.
                 if isinstance(error.__context__, OSError | KeyboardInterrupt):
                     raise error.__context__ from None
-                raise DiskError("the training state could not be written", f"{self._file} ({error})") from error
+                do = "free some space, then run the same command with --resume"
+                raise DiskError("the training state could not be written", f"{self._file} ({error})", do) from error
             temporary.replace(self._file)
 
     def restore(self) -> Progress:

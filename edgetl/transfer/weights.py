@@ -124,7 +124,8 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
             "save `model.state_dict()` instead",
         ) from error
     except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
-        raise WeightsError("the weights file cannot be read", f"{path} ({str(error)[:120]})") from error
+        do = "save or download it again, as a state dict (.pth or .safetensors)"
+        raise WeightsError("the weights file cannot be read", f"{path} ({str(error)[:120]})", do) from error
     return _unwrapped(found, path)
 
 
@@ -240,7 +241,8 @@ def _resized_positions(given: OrderedDict[str, torch.Tensor], size: int, patch: 
     try:
         return OrderedDict(interpolate_embeddings(size, patch, given))
     except ValueError as error:
-        raise WeightsError("the position embeddings cannot be resized", error) from error
+        do = f"give the size they were trained at with --image-size, and not {size}"
+        raise WeightsError("the position embeddings cannot be resized", error, do) from error
 
 
 def _download(spec: BackboneRow) -> Weights:
@@ -306,4 +308,5 @@ def load_exactly(model: nn.Module, state: State) -> None:
     try:
         model.load_state_dict(complete)
     except RuntimeError as error:
-        raise WeightsError("the checkpoint does not fit its own backbone", str(error)[:200]) from error
+        do = "was another torchvision installed since? make the bundle anew with `edgetl finetune`"
+        raise WeightsError("the checkpoint does not fit its own backbone", str(error)[:200], do) from error

@@ -87,7 +87,8 @@ def card_of(path: Path) -> Card | None:
             dict(found.get("training", {})),
         )
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise WeightsError("the card in the weights file cannot be read", f"{path} ({error})") from error
+        do = "make it again with `edgetl pretrain`"
+        raise WeightsError("the card in the weights file cannot be read", f"{path} ({error})", do) from error
 
 
 def _text(path: Path) -> str | None:

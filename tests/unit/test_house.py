@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from edgetl.deploy.app import DEVICE_SIDE as TRAVELS
+from edgetl.errors import BackboneError, CorruptImage, DataError, InputError, WeightsError
 
 PACKAGE = Path(__file__).resolve().parents[2] / "edgetl"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
@@ -102,6 +103,26 @@ def reraises(path: Path, number: int) -> bool:
             last = node.body[-1]
             return isinstance(last, ast.Raise) and last.exc is None
     return False
+
+
+def advises(call: ast.Call) -> bool:
+    """Whether an error is given what to do, its third argument."""
+    return (
+        len(call.args) > 2
+        or any(isinstance(a, ast.Starred) for a in call.args)
+        or "do" in {k.arg for k in call.keywords}
+    )
+
+
+@pytest.mark.parametrize("path", [p for p in SOURCES if room(p) in ("images", "transfer", "cli")], ids=name)
+def test_an_error_about_the_users_input_says_what_to_do(path):
+    kinds = {kind.__name__ for kind in (InputError, DataError, CorruptImage, WeightsError, BackboneError)}
+    raised = [
+        node
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in kinds
+    ]
+    assert [f"{name(path)}:{call.lineno}" for call in raised if not advises(call)] == []
 
 
 def test_rooms_have_names_that_say_something():

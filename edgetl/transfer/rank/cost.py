@@ -87,7 +87,8 @@ def latencies_ms(networks: Mapping[str, Pretrained], effort: Effort = EFFORT) ->
         torch.set_num_threads(threads)
     for name, timing in timings.items():
         if timing.error is not None:
-            raise BackendError("the network could not be timed", f"{name} ({timing.error})") from timing.error
+            do = "leave it out of --weights, or try --device cpu"
+            raise BackendError("the network could not be timed", f"{name} ({timing.error})", do) from timing.error
     return {name: float(percentiles(timing.wall_ms)["p50"] or 0.0) for name, timing in timings.items()}
 
 

@@ -112,7 +112,7 @@ def test_sources_that_are_nothing(tmp_path):
 def test_a_dead_link_and_a_name_that_is_not_unicode(tmp_path):
     root = folder(tmp_path, "a", "b")
     (root / "a/dead.jpg").symlink_to("gone")
-    with pytest.raises(DataError, match=r"an image cannot be read: .*dead\.jpg"):
+    with pytest.raises(DataError, match=r"a link to an image that is gone: .*dead\.jpg.*; remove it"):
         read_data(str(root))
     (root / "a/dead.jpg").unlink()
     Path(f"{root}/a/\udcff.jpg").write_text("x")
@@ -209,6 +209,7 @@ def test_a_csv_may_name_images_above_itself(tmp_path):
         ("path,label,path", ["a/00.jpg,a,b"], "a CSV wants the columns"),
         ("path;label", ["a/00.jpg;a"], "a CSV wants the columns"),
         ("path,label", [], "the CSV has no rows"),
+        ("", [], r"no first line in .*list\.csv; name them in its first line"),
         ("path,label", ["a/00.jpg,"], r"a row lacks its path or label: .*list\.csv line 2"),
         ("path,label", ["a/00.jpg"], "a row lacks its path or label"),
         ("path,label", ["a/00.jpg,a,b"], "a row has more columns than the first line"),
