@@ -7,12 +7,16 @@ numbers is left to scikit-learn (transfer/probe.py, transfer/classifiers.py).
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from scipy.optimize import minimize  # type: ignore[import-untyped]  # it ships none
 from sklearn.preprocessing import StandardScaler
+
+from edgetl.errors import disk_errors
 
 BLOCK = 1 << 20  # numbers: 4 MB of float32
 LARGE = 1 << 23  # numbers; scikit-learn takes 70 MB for as many in the probe, 280 MB in the classifiers of `features`
@@ -40,6 +44,28 @@ def drawn(features: Floats, order: Ints) -> Floats:
         here = np.flatnonzero((rows.start <= order) & (order < rows.stop))
         out[here] = block[order[here] - rows.start]
     return out
+
+
+def selected(features: Floats, order: Ints, folder: Path) -> Floats:
+    """The rows `order` of features (N, D): in memory where they are few, else mapped from a nameless file in `folder`.
+
+    Raises DiskError.
+    """
+    shape = (len(order), features.shape[1])
+    if shape[0] * shape[1] <= LARGE:
+        return drawn(features, order)
+    step = max(1, BLOCK // max(1, shape[1]))
+    return _mapped(
+        (_rows(features, order[start : start + step]) for start in range(0, len(order), step)), shape, folder
+    )
+
+
+def stacked(parts: Sequence[Floats], folder: Path) -> Floats:
+    """The rows of all `parts` (N, D), one below the other, kept as `selected` keeps them. Raises DiskError."""
+    shape = (sum(map(len, parts)), parts[0].shape[1])
+    if shape[0] * shape[1] <= LARGE:
+        return np.concatenate(parts)
+    return _mapped((block for part in parts for _, block in blocks(part)), shape, folder)
 
 
 def standardised(features: Floats, scaler: StandardScaler, dtype: type = np.float32) -> Iterator[tuple[slice, Floats]]:
@@ -114,6 +140,21 @@ def _softmax(scores: Floats, targets: Ints) -> tuple[npt.NDArray[np.float64], Fl
     chances /= sums
     chances[images, targets] -= 1
     return nll, chances[:, 1:] if single else chances
+
+
+def _rows(features: Floats, order: Ints) -> Floats:
+    found = features[order]
+    _let_go(features)
+    return found
+
+
+def _mapped(rows: Iterable[Floats], shape: tuple[int, int], folder: Path) -> Floats:
+    """float32 `shape`, written a block at a time to a file that is gone with what is mapped from it."""
+    with disk_errors(folder), tempfile.TemporaryFile(dir=folder) as stream:
+        for block in rows:
+            stream.write(np.ascontiguousarray(block, np.float32).tobytes())
+        stream.flush()
+        return np.memmap(stream, np.float32, "r", shape=shape)
 
 
 def _let_go(features: Floats) -> None:

@@ -8,10 +8,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
 from edgetl.images import Dataset, Sample
 from edgetl.monitor import Monitor
+from edgetl.transfer import blocks
 from edgetl.transfer.run import Known, Run
 
 
@@ -48,7 +47,7 @@ def known(run: Run) -> Known:
     values = [run.headless(run.folder / file, part) for file, part in zip(files, parts, strict=True) if part]
     run.images_per_second = sum(map(len, parts)) / (time.perf_counter() - began)
     rows = {sample.digest: row for row, sample in enumerate(sample for part in parts for sample in part)}
-    return Known(np.concatenate(values), rows)
+    return Known(blocks.stacked(values, run.folder), rows)
 
 
 def divided(run: Run, data: Dataset, folder: Path, part: str) -> Run:

@@ -14,7 +14,7 @@ import torch
 from edgetl.images import Dataset, Sample
 from edgetl.measure.score import metrics
 from edgetl.monitor import Monitor
-from edgetl.transfer import backbones, features
+from edgetl.transfer import backbones, blocks, features
 from edgetl.transfer.leakage import Prints
 from edgetl.transfer.options import FinetuneOptions
 from edgetl.transfer.pixels import PixelStore
@@ -81,7 +81,8 @@ class Run:
     def features(self, samples: Sequence[Sample]) -> Logits:
         """What the frozen backbone makes of the samples, float32 (N, D): read where known, else kept in `folder`."""
         if self.known is not None:
-            return self.known.values[[self.known.rows[s.digest] for s in samples]]
+            rows = np.array([self.known.rows[s.digest] for s in samples], np.int64)
+            return blocks.selected(self.known.values, rows, self.folder)
         return self.headless(self.folder / "features.f32", samples)
 
     def headless(self, file: Path, samples: Sequence[Sample]) -> Logits:

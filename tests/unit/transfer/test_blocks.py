@@ -1,6 +1,7 @@
 """What is fitted to features a block at a time, against scikit-learn on the whole matrix; and the memory it takes."""
 
 import mmap
+import tempfile
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -50,6 +51,22 @@ def test_what_is_drawn_are_these_rows(order: list[int]) -> None:
     features = np.random.default_rng(0).normal(size=(100, 7)).astype(np.float32)
     rows = np.array(order, np.int64)
     assert np.array_equal(blocks.drawn(features, rows), features[rows])
+
+
+@given(st.lists(st.integers(0, 99), min_size=1, max_size=150), st.integers(1, 40), st.booleans())
+def test_many_rows_that_are_selected_or_stacked_are_mapped_and_few_are_not(
+    order: list[int], cut: int, large: bool
+) -> None:
+    features = np.random.default_rng(0).normal(size=(100, 7)).astype(np.float32)
+    rows = np.array(order, np.int64)
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
+        patch.setattr(blocks, "LARGE", 0 if large else 10_000)
+        patch.setattr(blocks, "BLOCK", 50)
+        found = blocks.selected(features, rows, Path(folder))
+        whole = blocks.stacked([features[:cut], features[cut:]], Path(folder))
+        assert isinstance(found, np.memmap) == isinstance(whole, np.memmap) == large
+        assert not list(Path(folder).iterdir()), "the file has no name to be left behind"
+        assert np.array_equal(found, features[rows]) and np.array_equal(whole, features)
 
 
 @pytest.mark.skipif(not hasattr(mmap, "MADV_DONTNEED"), reason="pages are let go where the system has a way to")

@@ -7,7 +7,7 @@ import pytest
 from edgetl.errors import CorruptImage
 from edgetl.images import ReadOptions, read_data
 from edgetl.monitor import Monitor
-from edgetl.transfer import FinetuneOptions, finetune, large
+from edgetl.transfer import FinetuneOptions, blocks, finetune, large
 
 OPTIONS: dict[str, Any] = {"weights": "embedded", "epochs": 1, "batch_size": 16, "amp": "off"}
 
@@ -77,3 +77,18 @@ def test_a_corrupt_image_of_a_large_set_ends_the_run_wherever_it_is(
         result, order = _run(tmp_path / "given", tmp_path / "b", skip_corrupt=True)
         assert order.heard[0] == "decode"
         assert result["n"]["train"] == 19
+
+
+def test_features_beyond_memory_come_to_the_same_with_folds_and_budgets(
+    tmp_path: Path, make_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_folder(n=24)
+    asked: dict[str, Any] = {"strategy": "features", "folds": 2, "label_budget": (3,)}
+    small, _ = _run(folder, tmp_path / "small", **asked)
+    monkeypatch.setattr(blocks, "LARGE", 0)
+    monkeypatch.setattr(blocks, "BLOCK", 500)
+    large, _ = _run(folder, tmp_path / "large", **asked)
+    assert large["val"]["accuracy"] == small["val"]["accuracy"]
+    assert large["folds"]["pooled"]["confusion"] == small["folds"]["pooled"]["confusion"]
+    assert large["label_budget"]["rows"] == small["label_budget"]["rows"]
+    assert not (tmp_path / "large.work").exists()
