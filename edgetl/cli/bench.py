@@ -84,6 +84,7 @@ def bench(
         from edgetl.measure.latency import Effort
 
         opened = Bundle.open(bundle)
+        _check_page(opened, html)
         wish = Wish(
             parse_names(backends, BACKENDS, "--backends"),
             parse_names(precisions, PRECISIONS, "--precisions"),
@@ -228,6 +229,14 @@ def _profile(target: str | None) -> str | None:
     from edgetl.target import parse_target
 
     return None if target is None else parse_target(target).profile
+
+
+def _check_page(bundle: Bundle, html: Path | None) -> None:
+    """Before minutes of measuring: their figures would be lost with the page."""
+    if html is not None:
+        from edgetl.report.stage import ReportOptions, check_places
+
+        check_places(bundle, ReportOptions(html=html))
 
 
 def _page(run: Session, bundle: Bundle, html: Path) -> None:

@@ -36,10 +36,7 @@ def report(bundle: Bundle, options: ReportOptions, monitor: Monitor = SILENT) ->
     nothing to say), DiskError.
     """
     started = time.perf_counter()
-    for option, path in (("--html", options.html), ("--card", options.card)):
-        _check(bundle, option, path)
-    if options.tensorboard is not None and options.tensorboard.exists() and not options.tensorboard.is_dir():
-        raise InputError("--tensorboard wants a folder, and this is a file", options.tensorboard, "give another name")
+    check_places(bundle, options)
     facts = gather(bundle)
     for note in facts.notes:
         monitor.warn(note)
@@ -59,6 +56,14 @@ def report(bundle: Bundle, options: ReportOptions, monitor: Monitor = SILENT) ->
     ship = facts.main.ship if facts.main else None
     advised = None if ship is None else {"profile": ship.profile, "precision": ship.precision, "sha256": ship.sha256}
     return {**written, "ship": advised, "notes": list(facts.notes), "seconds": round(time.perf_counter() - started, 3)}
+
+
+def check_places(bundle: Bundle, options: ReportOptions) -> None:
+    """Raise InputError for a place that cannot be written; for a caller that has much to do before its report."""
+    for option, path in (("--html", options.html), ("--card", options.card)):
+        _check(bundle, option, path)
+    if options.tensorboard is not None and options.tensorboard.exists() and not options.tensorboard.is_dir():
+        raise InputError("--tensorboard wants a folder, and this is a file", options.tensorboard, "give another name")
 
 
 def pictures(bundle: Bundle, facts: Facts, maps: bool, monitor: Monitor = SILENT) -> Pictures:

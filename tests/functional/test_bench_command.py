@@ -228,6 +228,7 @@ def test_compare(make_bundle: Callable[..., Path], tmp_path: Path) -> None:
         (("--fail-if", "int8.speed>1"), "int8.speed"),
         (("--compare", "nowhere.json"), "nowhere.json"),
         (("--data", "nowhere"), "nowhere"),
+        (("--html", "nowhere/page.html"), "nowhere"),
     ],
 )
 def test_bad_input_is_one_line(make_bundle: Callable[..., Path], args: tuple[str, ...], said: str) -> None:
