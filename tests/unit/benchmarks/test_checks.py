@@ -150,3 +150,11 @@ def test_repeated_benches(benches: list[list[dict[str, Any]]], apart: float, hel
     found = repeat.values(benches)
     assert (found["apart_percent"], found["held"]) == (apart, held)
     jsonschema.validate(row(Case("repeat", "a network", True), 1, found), SCHEMA)
+
+
+def test_of_reasons_that_differ_in_figures_the_worst_is_told() -> None:
+    benches = [bench(0.50) for _ in range(3)]
+    told = ["its turns differ by +-9 %", "its turns differ by +-22 %", "the CPU throttled itself 3 times"]
+    for (_, int8), why in zip(benches, told, strict=True):
+        int8["noise"] = {"noisy": True, "why": [why]}
+    assert repeat.values(benches)["reasons"].split("; ") == [told[2], told[1]]
