@@ -62,19 +62,28 @@ COLOURS = """() => [document.body, document.querySelector("svg .lab")].map(e => 
   .map((style, i) => i ? style.fill : style.backgroundColor)"""
 
 
+PATIENCE_MS = 300_000  # a busy machine may take its time
+
+
+def new_page(browser: Any, **how: Any) -> Any:
+    page = browser.new_page(**how)
+    page.set_default_timeout(PATIENCE_MS)
+    return page
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     chromium = os.environ.get("EDGETL_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
     if chromium is None:
         pytest.skip("no Chromium here (set EDGETL_CHROMIUM)")
     with sync_api.sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        started = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"], timeout=PATIENCE_MS)
         yield started
         started.close()
 
 
 def test_the_checks_see_what_they_are_for(browser):
-    page = browser.new_page(viewport={"width": 390, "height": 900})
+    page = new_page(browser, viewport={"width": 390, "height": 900})
     page.set_content("""<div style="width:500px">x</div><div style="overflow:auto"><p style="width:900px">kept</p></div>
         <svg width="50" viewBox="0 0 50 9"><text x="40" y="8">far too long</text></svg>
         <img src="data:image/png;base64,">""")
@@ -91,7 +100,7 @@ def test_a_page_fits_and_is_quiet(name, browser, make_bundle, tmp_path):
     report(Bundle.open(make_bundle(**BUNDLES[name])), ReportOptions(html=file))
     for width, scheme in ((1280, "light"), (390, "dark")):
         requests, complaints = [], []
-        page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        page = new_page(browser, viewport={"width": width, "height": 900}, color_scheme=scheme)
         page.on("request", lambda request, seen=requests: seen.append(request.url))
         page.on("console", lambda message, seen=complaints: seen.append(message.text))
         page.on("pageerror", lambda error, seen=complaints: seen.append(str(error)))
@@ -108,7 +117,7 @@ def test_light_and_dark_and_print_are_three_sets_of_colours(browser, make_bundle
     report(Bundle.open(make_bundle()), ReportOptions(html=file))
     found = []
     for scheme, media in (("light", "screen"), ("dark", "screen"), ("dark", "print")):
-        page = browser.new_page(color_scheme=scheme)
+        page = new_page(browser, color_scheme=scheme)
         page.emulate_media(media=media, color_scheme=scheme)
         page.goto(file.as_uri())
         found.append(page.evaluate(COLOURS))
