@@ -78,8 +78,13 @@ class Worker:
         return surgery.load(target)
 
     def _tail(self) -> str:
+        try:
+            code = self._process.wait(timeout=10)
+        except subprocess.TimeoutExpired:  # it closed its end and hangs: nothing more will come from it
+            self._process.kill()
+            code = self._process.wait()
         lines = self._log_path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        return f"exit {self._process.wait(timeout=10)}: {lines[-1] if lines else 'no log'}"
+        return f"exit {code}: {lines[-1] if lines else 'no log'}"
 
     def close(self) -> None:
         """End the child, by force if it does not listen."""

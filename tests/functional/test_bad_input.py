@@ -395,7 +395,7 @@ app()
 
 def test_a_ctrl_c_that_falls_into_a_destructor_is_not_lost(tmp_path):
     done = subprocess.run(
-        [sys.executable, "-c", LOST], check=False, cwd=tmp_path, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", LOST], check=False, cwd=tmp_path, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 130, (done.stdout, done.stderr)
     assert "step" not in done.stdout
