@@ -120,7 +120,7 @@ def _fastest(advice: Advice, ship: Variant) -> str:
     timed = ship.timed()
     slower = [(v, one) for v in advice.beside for one in [v.timed()] if one is not None]
     ours = timed.p50() if timed else None
-    base = next(((v, one.p50()) for v, one in slower if v.precision == "fp32"), None)
+    base = next(((one, one.p50()) for v, one in slower if v.precision == "fp32"), None)
     said = (
         f"Median {milliseconds(ours)} ms an image"
         if timed and timed.row.batch == 1
@@ -128,7 +128,8 @@ def _fastest(advice: Advice, ship: Variant) -> str:
     )
     if base and base[1] and ours:
         ratio = base[1] / ours
-        said += f", FP32 in the same bench {milliseconds(base[1])} ms"
+        same = timed is not None and base[0].at == timed.at
+        said += f", FP32 in {'the same' if same else 'another'} bench {milliseconds(base[1])} ms"
         said += f" ({ratio:.2f} times as fast)" if ratio >= 1.005 else ""
     said += (
         "; it is the only variant that was measured." if not slower else ": the fastest of the variants that may ship."

@@ -96,7 +96,17 @@ def test_on_a_cpu_the_fastest_is_advised_and_its_time_is_told(make_bundle):
     facts = gather(Bundle.open(make_bundle(graphs=[("cpu", "fp32"), ("cpu", "int8")], wrong=0)))
     assert facts.main.measured and facts.main.ship.precision == "int8"
     assert facts.main.ship.timed().p50() == pytest.approx(2.0995)
-    assert "times as fast" in words.why(facts, facts.main)
+    assert "times as fast" in words.why(facts, facts.main) and "in the same bench" in words.why(facts, facts.main)
+
+
+def test_a_time_of_another_bench_is_called_so(make_bundle):
+    made = Bundle.open(make_bundle(graphs=[("cpu", "fp32"), ("cpu", "int8")], wrong=0))
+    path = made.path / "runs/bench.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    again = [{**line, "at": "2026-05-01T00:00:00Z"} for line in lines if line["precision"] == "int8"]
+    path.write_text("".join(json.dumps(line) + "\n" for line in [*lines, *again]))
+    facts = gather(Bundle.open(made.path))
+    assert facts.main.measured and "FP32 in another bench" in words.why(facts, facts.main)
 
 
 def test_a_devices_rows_come_first_and_name_no_user(make_bundle):
