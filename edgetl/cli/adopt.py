@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgetl.cli.console import JsonFlag, OutOption, session
+from edgetl.cli.console import JsonFlag, OutOption, session, shell
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -46,6 +46,8 @@ def adopt(
 
 def _show(console: Console, result: dict[str, Any], has_data: bool) -> None:
     counts = ", ".join(f"{name} {n}" for name, n in result["n"].items() if n) or "no images"
-    console.print(f"{result['bundle']}  {len(result['labels'])} classes, opset {result['opset']}, {counts}")
+    line = f"{result['bundle']}  {len(result['labels'])} classes, opset {result['opset']}, {counts}"
+    console.print(line, soft_wrap=True, markup=False)
     more = "" if has_data else " --calib DATA --guard-data DATA"
-    console.print(f"next:  edgetl export {result['bundle']} --int8{more}", highlight=False)
+    line = f"next:  edgetl export {shell(result['bundle'])} --int8{more}"
+    console.print(line, highlight=False, soft_wrap=True, markup=False)

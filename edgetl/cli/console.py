@@ -6,6 +6,7 @@ import ctypes
 import errno
 import json
 import os
+import shlex
 import signal
 import sys
 import traceback
@@ -122,6 +123,12 @@ def tune_for_training() -> None:
         if mallopt is not None:
             for option, value in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1)):
                 mallopt(option, value)
+
+
+def shell(path: object) -> str:
+    """`path` as a shell takes it in a command that is shown: quoted where needed, and a dash in front is no option."""
+    text = str(path)
+    return shlex.quote("./" + text if text.startswith("-") else text)
 
 
 @contextmanager

@@ -170,9 +170,10 @@ def _build(bundle: Path, wanted: BuildOptions, monitor: Monitor) -> list[dict[st
 
 
 def _show(console: Console, bundle: Path, result: dict[str, Any]) -> None:
+    from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=f"Graphs in {bundle}", title_justify="left")
+    table = Table(title=escape(f"Graphs in {bundle}"), title_justify="left")
     for column in ("graph", "opset", "MB", "largest difference", "top-1 agrees", "n"):
         table.add_column(column, justify="left" if column == "graph" else "right")
     for graph in (a for a in result["artifacts"] if a["kind"] == "graph"):
@@ -235,7 +236,8 @@ def _show_guard(console: Console, result: dict[str, Any]) -> None:
             highlight=False,
         )
     worst = guard["worst_class"]
-    console.print(f"Worst class {worst['label']} {worst['drop_pp']:+.1f} points; evidence: {guard['evidence']}")
+    line = f"Worst class {worst['label']} {worst['drop_pp']:+.1f} points; evidence: {guard['evidence']}"
+    console.print(line, markup=False)
     # None: a drop of nothing at all, which no number of images can tell from a little.
     if guard["verdict"] == "unresolved" and guard["n_needed"] is not None:
         console.print(f"about {guard['n_needed']} images would resolve it (--guard-data)")

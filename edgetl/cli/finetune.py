@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgetl.cli.console import JsonFlag, OutOption, session, tune_for_training
+from edgetl.cli.console import JsonFlag, OutOption, session, shell, tune_for_training
 from edgetl.cli.evaluation import show as show_evaluation
 from edgetl.spec import Fit
 
@@ -193,7 +193,7 @@ def _show(console: Console, result: dict[str, Any]) -> None:
                 name, f"{found['accuracy']:.3f}", f"{low:.3f} - {high:.3f}", f"{found['macro_f1']:.3f}", str(found["n"])
             )
     console.print(table)
-    console.print(result["selection"]["why"], soft_wrap=True)
+    console.print(result["selection"]["why"], soft_wrap=True, markup=False)
     if found := result.get("adaptation"):
         kept = "source-only" if found["kept"] == "none" else found["kept"]
         console.print(f"{found['n_unlabelled']} unlabelled images; kept: {kept}: {found['why']}", soft_wrap=True)
@@ -202,4 +202,5 @@ def _show(console: Console, result: dict[str, Any]) -> None:
             console.print(f"{said} how often it is right there, labels of some of them would tell", soft_wrap=True)
     show_evaluation(console, result)
     bundle = result["bundle"]
-    console.print(f"{bundle}  ({result['seconds']:.0f} s). Next: edgetl export {bundle} --int8", soft_wrap=True)
+    line = f"{bundle}  ({result['seconds']:.0f} s). Next: edgetl export {shell(bundle)} --int8"
+    console.print(line, soft_wrap=True, markup=False)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgetl.cli.console import JsonFlag, OutOption, session
+from edgetl.cli.console import JsonFlag, OutOption, session, shell
 from edgetl.cli.layers import show as show_layers
 from edgetl.cli.layers import to_csv
 from edgetl.errors import InputError
@@ -78,11 +78,12 @@ def _profile(profile: Profile | None, target: str | None) -> str | None:
 
 
 def _show(console: Console, path: Path, manifest: dict[str, Any]) -> None:
+    from rich.markup import escape
     from rich.table import Table
 
     facts = Table.grid(padding=(0, 2))
     for name, value in _facts(path, manifest):
-        facts.add_row(f"[bold]{name}[/]", value)
+        facts.add_row(f"[bold]{name}[/]", escape(value))
     console.print(facts)
     graphs = Table(title="Graphs and engines", title_justify="left")
     for column in ("kind", "profile", "precision", "input", "size", "opset", "met", "file"):
@@ -90,7 +91,10 @@ def _show(console: Console, path: Path, manifest: dict[str, Any]) -> None:
     for record in manifest["artifacts"]:
         if record["kind"] in ("graph", "engine"):
             graphs.add_row(*_artifact_cells(record), style="dim" if record.get("stale") else "")
-    console.print(graphs if graphs.row_count else f"No graph yet; next: edgetl export {path} --int8")
+    if graphs.row_count:
+        console.print(graphs)
+    else:
+        console.print(f"No graph yet; next: edgetl export {shell(path)} --int8", soft_wrap=True, markup=False)
 
 
 def _facts(path: Path, manifest: dict[str, Any]) -> list[tuple[str, str]]:

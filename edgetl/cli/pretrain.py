@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgetl.cli import finetune as options
-from edgetl.cli.console import JsonFlag, OutOption, session, tune_for_training
+from edgetl.cli.console import JsonFlag, OutOption, session, shell, tune_for_training
 from edgetl.spec import Fit
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def _show(console: Console, result: dict[str, Any]) -> None:
     megabytes, took = result["bytes"] / 1e6, result["seconds"]
     console.print(
         f"{result['backbone']}, {len(result['labels'])} classes: {result['file']}  ({megabytes:.1f} MB, {took:.0f} s). "
-        f"Next: edgetl finetune DATA --to BUNDLE --weights {result['file']}",
+        f"Next: edgetl finetune DATA --to BUNDLE --weights {shell(result['file'])}",
         highlight=False,
         soft_wrap=True,
         markup=False,

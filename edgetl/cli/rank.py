@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgetl.cli.console import JsonFlag, OutOption, session
+from edgetl.cli.console import JsonFlag, OutOption, session, shell, tune_for_training
 from edgetl.cli.finetune import (
     BackboneArgsOption,
     DataArgument,
@@ -89,6 +89,7 @@ def rank(
     classifier. Val and test are not looked at.
     """
     with session(ctx, as_json, out) as run:
+        tune_for_training()
         from edgetl.images import ReadOptions, read_data
         from edgetl.transfer.rank import RankOptions, Search
         from edgetl.transfer.rank import rank as stage
@@ -164,7 +165,8 @@ def _show(console: Console, result: dict[str, Any], source: str) -> None:
     if result["rows"]:
         best = result["rows"][0]
         size = f" --image-size {best['image_size']}"
-        line = f"edgetl finetune {source} --backbone {best['backbone']} --weights {best['weights']}{size} --to BUNDLE"
+        words = f"--backbone {best['backbone']} --weights {shell(best['weights'])}{size} --to BUNDLE"
+        line = f"edgetl finetune {shell(source)} {words}"
         console.print(f"Next: {line}", markup=False, highlight=False, soft_wrap=True)
 
 

@@ -51,10 +51,11 @@ def test_json_is_the_only_thing_on_stdout(tmp_path: Path, folder: Path) -> None:
 
 @pytest.mark.slow
 def test_without_json_people_get_a_table_and_the_next_command(tmp_path: Path, folder: Path) -> None:
-    done = _edgetl(folder, "--to", tmp_path / "b", *FAST, "--strategy", "linear-probe", COLUMNS="120")
+    bundle = tmp_path / "my [bold] flowers"
+    done = _edgetl(folder, "--to", bundle, *FAST, "--strategy", "linear-probe", COLUMNS="120")
     assert done.returncode == 0, done.stderr
     assert "linear probe, val" in done.stdout
-    assert f"Next: edgetl export {tmp_path / 'b'} --int8" in done.stdout
+    assert f"Next: edgetl export '{bundle}' --int8" in done.stdout
 
 
 def _kill_when(process: subprocess.Popen[bytes], ready: Callable[[], bool], number: int) -> None:
