@@ -46,6 +46,8 @@ class Choice:
         """`selection` of finetune's object: what was compared on val, the average's alpha, and the reason in words."""
         others = [c for c in self.candidates if c.name == LINEAR_PROBE and c is not self.kept]
         against = f" (linear-probe {others[0].accuracy:.3f})" if others else ""
+        if others and others[0].accuracy == self.kept.accuracy:
+            against = f", as the linear probe; the loss decides, {self.kept.loss:.3f} against {others[0].loss:.3f}"
         why = [*self.reasons, f"{self.kept.name} is best on val: {self.kept.accuracy:.3f}{against}"]
         return {
             "why": "; ".join(why),

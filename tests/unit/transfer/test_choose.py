@@ -13,7 +13,7 @@ from edgetl.images import read_data
 from edgetl.monitor import Monitor
 from edgetl.spec import Preprocess
 from edgetl.transfer import auto, backbones, wise
-from edgetl.transfer.choose import choose
+from edgetl.transfer.choose import Candidate, Choice, choose
 from edgetl.transfer.network import Deployed
 from edgetl.transfer.options import FinetuneOptions
 from edgetl.transfer.pixels import PixelStore
@@ -99,6 +99,13 @@ def test_of_equals_the_simplest_is_kept(make_run: Callable[..., Run]) -> None:
     run.fold(probed.fitted)
     choice = choose(run, probed, Progress(epoch=1, best=_state(run), best_epoch=1))
     assert choice.kept.name == "linear-probe"
+
+
+def test_equal_accuracies_are_told_apart_by_their_losses_and_that_is_said() -> None:
+    nothing = np.zeros((0, 2), np.float32)
+    probe, average = Candidate("linear-probe", nothing, 0.5, 0.9), Candidate("wise-ft", nothing, 0.5, 0.7, alpha=0.25)
+    why = Choice(average, (probe, average), ()).selection()["why"]
+    assert why == "wise-ft is best on val: 0.500, as the linear probe; the loss decides, 0.700 against 0.900"
 
 
 def test_auto_never_ends_below_the_probe_on_val(make_run: Callable[..., Run]) -> None:
