@@ -9,7 +9,6 @@ import signal
 import stat
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -167,35 +166,6 @@ def test_two_deploys_at_once_do_not_mix(board: Device, bundle: Path) -> None:
     assert done.returncode == 1 and "another deploy" in done.stderr
     subprocess.run(["pkill", "-f", f"flock {lock}"], check=False)
     assert not (board.root / "flowers/current").exists()
-
-
-@pytest.mark.slow
-def test_a_cut_connection_resumes_and_the_old_release_serves(board: Device, bundle: Path) -> None:
-    answer(deploy(board, bundle, "--prove", "none", "--precision", "fp32"))
-    old = current(board)
-    cuts = 0
-    for delay in (0.4, 0.9, 1.6, 2.6):
-        stop = threading.Event()
-
-        def cut(delay: float = delay, stop: threading.Event = stop) -> None:
-            # After the command has begun to talk to the device.
-            while not board.sessions() and not stop.is_set():
-                time.sleep(0.02)
-            time.sleep(delay)
-            board.cut()
-
-        thread = threading.Thread(target=cut)
-        thread.start()
-        done = deploy(board, bundle, "--prove", "none", "--precision", "int8")
-        stop.set()
-        thread.join()
-        if done.returncode == 0:
-            break
-        cuts += 1
-        assert "error:" in done.stderr and "Traceback" not in done.stderr
-        assert current(board) == old, "a broken deploy must not switch"
-    answer(deploy(board, bundle, "--prove", "none", "--precision", "int8"))
-    assert current(board) != old and cuts >= 1
 
 
 @pytest.mark.slow
