@@ -19,7 +19,7 @@ from sklearn.preprocessing import StandardScaler
 from edgetl.errors import disk_errors
 
 BLOCK = 1 << 20  # numbers: 4 MB of float32
-LARGE = 1 << 23  # numbers; scikit-learn takes 70 MB for as many in the probe, 280 MB in the classifiers of `features`
+LARGE = 1 << 23  # numbers; scikit-learn takes 75 MB for as many in the probe, 290 MB in the classifiers of `features`
 
 Floats = npt.NDArray[np.floating]
 Ints = npt.NDArray[np.int64]
