@@ -176,13 +176,13 @@ class _Run:
         place = f"{self.device.root}/releases/{made['release']}"
         proven = {precision: self._variant(place, precision) for precision in todo.variants}
         if not any(proven.values()):
-            raise self._refused([])
+            raise self._refused([], shown)
         rows = self._bench(place, None, shown, made.get("images"))
         for row in rows:
             proven[row["precision"]] = proven.get(row["precision"], False) and self._kept(cargo, row)
         best = fastest(rows, proven)
         if best is None:
-            raise self._refused(rows)
+            raise self._refused(rows, shown)
         serve = {key: best[key] for key in ("precision", "backend", "profile", "engine_key", "graph_sha256")}
         with self.steps.step("switch"):
             text = json.dumps(serve)
@@ -276,8 +276,10 @@ class _Run:
         self._missed = True
         return False
 
-    def _refused(self, rows: list[Any]) -> EdgetlError:
+    def _refused(self, rows: list[Any], shown: Proof | None) -> EdgetlError:
         """Nothing to switch to: that is a missed contract only where one was measured to be missed."""
+        if shown is not None:
+            self._forget(shown)
         self._left_out.update({row["precision"]: row["error"] for row in rows if row["status"] == "failed"})
         if not self._missed:
             said = "; ".join(f"{precision}: {why}" for precision, why in self._left_out.items())
@@ -287,6 +289,13 @@ class _Run:
         return ContractUnmet(
             "no variant keeps its contract on the device", self.device.connection.host, do, result=result
         )
+
+    def _forget(self, shown: Proof) -> None:
+        """The images go that it was to be proven with, as they do after a switch: they are nobody's to keep."""
+        script = f"cd {shlex.quote(self.device.root)} && rm -rf images && cd store && xargs rm -f"
+        done = self.device.shell(script, "\n".join(piece.sha256 for piece in shown.pieces).encode())
+        if done.code:
+            self.monitor.warn(f"images stayed on the device, in {self.device.root}/store: {done.stderr.strip()}")
 
     def _measured_again(self, cargo: Cargo, serve: dict[str, Any]) -> Answer:
         """The release serves already: nothing is pushed or built, only its speed is measured."""

@@ -52,6 +52,11 @@ def test_a_contract_that_is_lost_on_the_device_exits_3_and_fp32_is_another_matte
     assert found["installed"] is None and [row["precision"] for row in found["rows"]] == ["int8"]
     assert found["rows"][0]["drop_pp"] is not None
     assert not (board.root / "flowers/current").exists()
+    # The images went there to prove it, and none of them stays.
+    (release,) = (board.root / "flowers/releases").iterdir()
+    its_own = {record["sha256"] for record in json.loads((release / "manifest.json").read_text())["artifacts"]}
+    kept = {path.name for path in (board.root / "flowers/store").iterdir()} - its_own
+    assert {name[:12] for name in kept} == {release.name} and not (board.root / "flowers/images").exists()
     found = deployed(board, bundle, code=0)
     assert found["installed"]["precision"] in ("fp32", "fp16") and (board.root / "flowers/current").exists()
 
