@@ -48,7 +48,8 @@ class Choice:
         against = f" (linear-probe {others[0].accuracy:.3f})" if others else ""
         if others and others[0].accuracy == self.kept.accuracy:
             against = f", as the linear probe; the loss decides, {self.kept.loss:.3f} against {others[0].loss:.3f}"
-        why = [*self.reasons, f"{self.kept.name} is best on val: {self.kept.accuracy:.3f}{against}"]
+        place = "is best on val" if len(self.candidates) > 1 else "is kept as asked for; on val"
+        why = [*self.reasons, f"{self.kept.name} {place}: {self.kept.accuracy:.3f}{against}"]
         return {
             "why": "; ".join(why),
             "alpha": self.kept.alpha,

@@ -108,6 +108,11 @@ def test_equal_accuracies_are_told_apart_by_their_losses_and_that_is_said() -> N
     assert why == "wise-ft is best on val: 0.500, as the linear probe; the loss decides, 0.700 against 0.900"
 
 
+def test_what_was_compared_with_nothing_is_not_called_the_best() -> None:
+    scratch = Candidate("scratch", np.zeros((0, 2), np.float32), 0.333, 1.4)
+    assert Choice(scratch, (scratch,), ()).selection()["why"] == "scratch is kept as asked for; on val: 0.333"
+
+
 def test_auto_never_ends_below_the_probe_on_val(make_run: Callable[..., Run]) -> None:
     run = make_run("auto")
     probed, tuned, _ = _opposed(run)
