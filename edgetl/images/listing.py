@@ -13,7 +13,7 @@ from edgetl.errors import DataError
 from edgetl.images.dataset import SPLITS
 from edgetl.images.decode import EXTENSIONS
 
-_JUNK_FOLDERS = ("__MACOSX", "__pycache__")  # left by archive programs and interpreters, no one's class
+JUNK_FOLDERS = ("__MACOSX", "__pycache__")  # left by archive programs and interpreters, no one's class
 _OTHER_WORDS = {"training": "train", "valid": "val", "validation": "val", "dev": "val", "testing": "test"}
 _COLUMNS = ("path", "label", "split", "group")
 
@@ -52,7 +52,7 @@ def from_folder(path: Path) -> Tuple[List[Found], List[str]]:
 def _folders(path: Path) -> List[str]:
     with _listing(path) as entries:
         return sorted(
-            e.name for e in entries if e.is_dir() and not e.name.startswith(".") and e.name not in _JUNK_FOLDERS
+            e.name for e in entries if e.is_dir() and not e.name.startswith(".") and e.name not in JUNK_FOLDERS
         )
 
 

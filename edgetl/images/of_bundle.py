@@ -8,12 +8,13 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import List, Optional, Sequence, Tuple
+from typing import Iterator, List, Optional, Sequence, Tuple
 
 from edgetl.bundle import Bundle, sha256_file
 from edgetl.errors import BundleError, DataError
 from edgetl.images.dataset import Dataset, ReadOptions, Sample
 from edgetl.images.decode import EXTENSIONS
+from edgetl.images.listing import JUNK_FOLDERS
 from edgetl.images.read import read_data
 
 UNLABELLED = -1  # the target of an image whose class nobody told
@@ -80,10 +81,31 @@ def read_unlabelled(folder: str) -> Tuple[Path, List[Sample]]:
     root = Path(os.path.abspath(folder))
     if not root.is_dir():
         raise DataError("no such folder", folder, "check the path")
-    paths = sorted(p for p in root.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
+    paths = sorted(_images_below(root))
     if not paths:
         raise DataError("no images in this folder", folder, "known: " + " ".join(EXTENSIONS))
     return root, [Sample(p.relative_to(root).as_posix(), UNLABELLED, sha256_file(p)) for p in paths]
+
+
+def _images_below(root: Path) -> Iterator[Path]:
+    """Through links to folders too, as class folders are read, each folder once; nothing hidden, and no junk."""
+    seen = set()
+    for folder, names, files in os.walk(str(root), onerror=_unreadable, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:  # a link back to a folder above
+            names[:] = []
+            continue
+        seen.add(real)
+        names[:] = [name for name in names if not name.startswith(".") and name not in JUNK_FOLDERS]
+        for name in files:
+            path = Path(folder, name)
+            if not name.startswith(".") and path.suffix.lower() in EXTENSIONS and path.is_file():
+                yield path
+
+
+def _unreadable(error: OSError) -> None:
+    do = "make it readable"
+    raise DataError("a folder cannot be read", "%s (%s)" % (error.filename, error.strerror), do) from error
 
 
 def without(samples: Sequence[Sample], others: Sequence[Sample]) -> List[Sample]:
