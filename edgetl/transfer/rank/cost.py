@@ -17,7 +17,7 @@ from edgetl.stats import percentiles
 from edgetl.transfer import backbones
 from edgetl.transfer.pretrained import Pretrained
 
-EFFORT = Effort(seconds=0.5, runs=20, warmup_seconds=0.5)
+EFFORT = Effort(seconds=0.2, runs=20, warmup_seconds=0.2)
 _BYTES_FP32 = 4
 _FACTORIES = (torch.empty, torch.zeros, torch.ones)
 

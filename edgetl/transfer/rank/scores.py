@@ -9,7 +9,7 @@ import warnings
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.covariance import ledoit_wolf
+from scipy.linalg import eigh_tridiagonal, lapack  # type: ignore[import-untyped]  # it ships none
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
@@ -22,6 +22,7 @@ FOLDS = 5
 NEIGHBOURS = 5
 _GRID = np.linspace(-12, 12, 49)  # of ln(t), t in units of the mean squared singular value
 _REFINEMENTS = 4  # each of a tenth of the step: 5e-5 in the end
+_BLOCK = 64  # columns that LAPACK takes at a time: its work space
 _AT_ONCE = 1024  # rows of the matrix of similarities
 _TINY = np.finfo(np.float64).tiny
 
@@ -37,29 +38,37 @@ def logme(features: Floats, targets: Ints) -> float:
     The best b for a t is closed (N / Q below), so a search over t alone finds what the paper's fixed-point
     iteration converges to, also where N <= D, where that iteration needs a floor to stay finite.
     """
-    left, variances = _spectrum(np.asarray(features, np.float64))
-    variances /= max(float(variances.sum()) / max(len(variances), 1), _TINY)
-    return float(np.mean([_evidence(left, variances, targets == c) for c in np.unique(targets)]))
+    variances, inside, outside = _spectrum(np.asarray(features, np.float64), targets)
+    variances = variances / max(float(variances.mean()), _TINY)
+    each = zip(inside.T, outside, strict=True)
+    return float(np.mean([_evidence(variances, i, float(o), len(features)) for i, o in each]))
 
 
-def _spectrum(rows: Floats) -> tuple[Floats, Floats]:
-    """Left singular vectors (N, k) and squared singular values (k,) of (N, D), k <= min(N, D): an economy SVD.
+def _spectrum(rows: Floats, targets: Ints) -> tuple[Floats, Floats, Floats]:
+    """Of rows (N, D) as U diag(s) V^T, k = min(N, D): s^2 (k,); of each class's 0/1 vector y the squares of U^T y
+    (k, C), and what of |y|^2 lies outside of U (C,).
 
-    From the smaller of the two Gram matrices, which is twice as fast; directions that carry less than 1e-12 of the
-    largest one's variance are rounding and left out.
+    U itself is not needed, and making it is most of an SVD: the k x k Gram matrix is reduced to a tridiagonal one,
+    Q T Q^T (LAPACK sytrd), and the reflectors that Q is made of act on the few columns alone; 4 times faster, k = 1000.
     """
-    n, d = rows.shape
-    variances, vectors = np.linalg.eigh(rows @ rows.T if n <= d else rows.T @ rows)
-    keep = variances > 1e-12 * max(float(variances.max()), _TINY)
-    variances, vectors = variances[keep], vectors[:, keep]
-    return (vectors if n <= d else rows @ vectors / np.sqrt(variances)), variances
+    members = (targets[:, None] == np.unique(targets)).astype(np.float64)
+    outside = np.zeros(members.shape[1])
+    if rows.shape[0] > rows.shape[1]:
+        basis, rows = np.linalg.qr(rows)  # the columns' own space, D of N dimensions
+        whole, members = members.sum(0), basis.T @ members
+        outside = np.maximum(whole - (members**2).sum(0), 0)
+    gram = rows @ rows.T
+    if len(gram) == 1:
+        return gram[0], members**2, outside
+    reduced, diagonal, beside, reflectors, _ = lapack.dsytrd(gram, lower=1, lwork=len(gram) * _BLOCK)
+    # The first row is left alone; below it the reflectors lie as a QR decomposition's do.
+    turned, _, _ = lapack.dormqr("L", "T", reduced[1:, :-1], reflectors, members[1:], len(gram) * _BLOCK)
+    variances, vectors = eigh_tridiagonal(diagonal, beside)
+    return np.maximum(variances, 0), (vectors.T @ np.concatenate([members[:1], turned])) ** 2, outside
 
 
-def _evidence(left: Floats, variances: Floats, member: npt.NDArray[np.bool_]) -> float:
-    """Largest log-evidence a row of the 0/1 vector `member` (N,), from F's left and squared singular values."""
-    n = len(member)
-    inside = (left.T @ member.astype(np.float64)) ** 2
-    outside = max(float(member.sum() - inside.sum()), 0.0)
+def _evidence(variances: Floats, inside: Floats, outside: float, n: int) -> float:
+    """Largest log-evidence a row of a class's 0/1 vector of `n` rows; what the others are: _spectrum."""
 
     def evidence(log_t: Floats) -> Floats:
         stretch = 1 + variances / np.exp(log_t)[:, None]  # (T, k)
@@ -81,14 +90,32 @@ def h_score(features: Floats, targets: Ints) -> float:
     Without shrinkage it is the classes' share of the variance, and with N <= D that is all of it: it says nothing.
     """
     centred = np.asarray(features, np.float64) - np.mean(features, axis=0, dtype=np.float64)
-    covariance, shrinkage = ledoit_wolf(centred, assume_centered=True)
+    n, d = centred.shape
     classes, counts = np.unique(targets, return_counts=True)
-    means = np.stack([centred[targets == c].mean(0) for c in classes])
-    if not covariance.any():
+    mean_of = (targets[:, None] == classes) / counts  # (N, C): centred.T @ mean_of are the class means
+    # m^T C^-1 m of each class's mean, in N dimensions (push-through identity) where that is fewer than D.
+    gram = centred @ centred.T if n <= d else centred.T @ centred
+    left, right = (gram @ mean_of, mean_of) if n <= d else (centred.T @ mean_of,) * 2
+    if not gram.any():
         return 0.0
-    ridge = 1e-10 * np.trace(covariance) / len(covariance)  # features that never change have no variance at all
-    whitened = np.linalg.solve(covariance + ridge * np.eye(len(covariance)), means.T)
-    return float((1 - shrinkage) * (counts / counts.sum() * (means.T * whitened).sum(0)).sum())
+    shrinkage, variance = _ledoit_wolf(gram, (centred**2).sum(1), d)
+    level = max(shrinkage, 1e-10) * variance  # features that never change have no variance at all
+    quadratic = (left * np.linalg.solve((1 - shrinkage) / n * gram + level * np.eye(len(gram)), right)).sum(0)
+    return float((1 - shrinkage) * (counts / n * quadratic).sum())
+
+
+def _ledoit_wolf(gram: Floats, squares: Floats, d: int) -> tuple[float, float]:
+    """(shrinkage, mean variance of a feature) of Ledoit & Wolf 2004, "A well-conditioned estimator", section 3.3.
+
+    From the Gram matrix of centred rows (either one: both have the same norm), the squared lengths of the N rows, and
+    the number of features, so that no D x D matrix is needed.
+    """
+    n = len(squares)
+    variance = float(squares.sum()) / n / d
+    norm = float((gram**2).sum()) / n**2
+    dispersion = norm / d - variance**2
+    error = (float((squares**2).sum()) / n - norm) / n / d
+    return min(max(error, 0.0) / max(dispersion, _TINY), 1.0), variance
 
 
 def leep(probabilities: Floats, targets: Ints) -> float:

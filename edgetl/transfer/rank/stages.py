@@ -1,9 +1,9 @@
-"""What a network says at several depths, in one pass: its head's input, and the pooled map at the end of each stage.
+"""What a network says at several depths, in one pass: its head's input, and the pooled maps of the stages before.
 
 A probe of the head's input sees the source task: the last layers were made for it, and fine-tuning is what remakes
 them. What fine-tuning can build on is whatever can be read anywhere in the network (Alain & Bengio 2017, "Understanding
 intermediate layers using linear classifier probes"; Evci et al. 2022, "Head2Toe", whose probes of intermediate features
-come close to fine-tuning). So each stage is asked.
+come close to fine-tuning). So each stage is asked, and the last one by the head's input, which is its pooled map.
 """
 
 from __future__ import annotations
@@ -24,14 +24,17 @@ from edgetl.transfer.features import Inputs
 from edgetl.transfer.pretrained import Floats, Pretrained
 from edgetl.transfer.recipe import stages_of
 
-LAYER = "input of the head, then mean and deviation of each stage's map"  # for the key of the feature store
+LAYER = (
+    "input of the head, then mean and deviation of up to 28 x 28 places of earlier stages' maps"  # in the store's key
+)
+_SIDE = 28  # places of a map that are looked at, each way
 _PROBED = 3  # images that tell a map from a table of weights
 
 
 def features_of(
     network: Pretrained, samples: Sequence[Sample], inputs: Inputs, store: FeatureStore, monitor: Monitor = SILENT
 ) -> tuple[Floats, list[Floats]]:
-    """(the head's input (N, D), the pooled map of each stage (N, 2 C_i)) for `samples`, from one pass; in `store`."""
+    """(the head's input (N, D), pooled map of each stage but the last (N, 2 C_i)), from one pass; kept in `store`."""
     staged = Staged(network.network, network.network.backbone, network.spec, network.preprocess.size)
     try:
         with headless(network.network.backbone, network.spec):
@@ -48,7 +51,8 @@ class Staged(nn.Module):
     """A headless network that answers with (B, D + sum of 2 C_i): the head's input (D), then each stage's map pooled.
 
     Of a map (B, C, H, W), (B, H, W, C) or (B, T, C) the mean and the standard deviation over its places. `widths`: D
-    and the 2 C_i. Stages are recipe.stages_of's; one without any such map is left out. `close` takes the hooks off.
+    and the 2 C_i. Stages are recipe.stages_of's but the last; one without any such map is left out. `close` takes the
+    hooks off.
     """
 
     def __init__(self, network: nn.Module, backbone: nn.Module, spec: BackboneRow, size: int) -> None:
@@ -60,7 +64,7 @@ class Staged(nn.Module):
         self._network = network.eval()
         self._pooled: dict[int, torch.Tensor] = {}
         device = next(backbone.parameters()).device
-        stages = stages_of(backbone, spec)
+        stages = stages_of(backbone, spec)[:-1]
         parents = _parents(backbone)
         ends = [[end for module in stage if (end := _end(module, parents))] for stage in stages]
         hooks = self._watch([end for found in ends for end in found])
@@ -100,14 +104,21 @@ class Staged(nn.Module):
 def pooled(found: torch.Tensor, channels: int) -> torch.Tensor | None:
     """(B, 2 C): mean and standard deviation over the places of a map, its channels first or last; None for no map.
 
-    One place is none: the gates of squeeze-and-excitation say little.
+    Of a map over 28 x 28 (784 tokens) a grid of at most that many places is looked at. One place is none: the gates of
+    squeeze-and-excitation say little.
     """
     first = found.ndim == 4 and found.shape[1] == channels
     if found.ndim not in (3, 4) or not (first or found.shape[-1] == channels) or found[0].numel() == channels:
         return None
-    places = (2, 3) if first else tuple(range(1, found.ndim - 1))
-    deviation, mean = torch.std_mean(found.float(), places, correction=0)
-    return torch.cat([mean, deviation], 1)
+    rows = (found.permute(0, 2, 3, 1) if first else found).float()  # channels last: the sums run over whole vectors
+    side = _SIDE if rows.ndim == 4 else _SIDE**2
+    for axis in range(1, rows.ndim - 1):
+        # Neighbours are alike, and to look at all places of a large map would take as long as its layer.
+        step = -(-rows.shape[axis] // side)
+        rows = rows[(slice(None),) * axis + (slice(step // 2, None, step),)]
+    rows = rows.flatten(1, -2)
+    mean = rows.mean(1)
+    return torch.cat([mean, (rows - mean[:, None]).square_().mean(1).sqrt_()], 1)
 
 
 def _parents(backbone: nn.Module) -> dict[int, nn.Module]:

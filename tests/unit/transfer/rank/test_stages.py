@@ -32,9 +32,9 @@ def test_what_is_no_map_has_no_pool() -> None:
 @pytest.mark.parametrize(
     ("name", "last"),
     [
-        ("mobilenet_v2", "features"),
-        ("resnet18", "layer4"),
-        ("squeezenet1_1", "features.12.expand1x1"),
+        ("mobilenet_v2", "features.14"),
+        ("resnet18", "layer4.0.bn1"),
+        ("squeezenet1_1", "features.11.squeeze"),
     ],
 )
 def test_a_stage_ends_with_the_largest_module_and_is_the_map_that_module_gives(name: str, last: str) -> None:
@@ -47,7 +47,7 @@ def test_a_stage_ends_with_the_largest_module_and_is_the_map_that_module_gives(n
     with backbones.headless(network, spec), torch.inference_mode():
         rows, head = staged(images), network(images)
     parts = rows.split(staged.widths, 1)
-    assert len(parts) == 1 + STAGES and torch.equal(parts[0], head)
+    assert len(parts) == STAGES and torch.equal(parts[0], head)
     wanted = pooled(seen[0], staged.widths[-1] // 2)
     assert wanted is not None and torch.equal(parts[-1], wanted)
     staged.close()
@@ -74,7 +74,20 @@ def test_the_store_gives_all_depths_back(tmp_path: Path) -> None:
     samples = data.split("train")[:12]
     features, stages = features_of(network, samples, inputs, store)
     again, known = features_of(network, samples, inputs, store)
-    assert features.shape[0] == 12 and len(stages) == STAGES
+    assert features.shape[0] == 12 and len(stages) == STAGES - 1
     for one, other in zip((features, *stages), (again, *known), strict=True):
         assert np.array_equal(one, other)
     assert np.allclose(features, network.features(samples, inputs, store), atol=1e-6)
+
+
+def test_a_large_map_is_looked_at_by_a_grid_of_places() -> None:
+    """The places that are taken are spread evenly, so smooth maps keep their mean and deviation."""
+    ramp = torch.linspace(0, 1, 112)
+    rows = torch.stack([ramp[:, None].expand(112, 112), (ramp[:, None] + ramp) ** 2])[None]
+    wanted = torch.cat([rows.mean((2, 3)), rows.std((2, 3), correction=0)], 1)
+    found = pooled(rows, 2)
+    assert found is not None and torch.allclose(found, wanted, atol=0.05)
+    tokens = pooled(rows.flatten(2).permute(0, 2, 1), 2)
+    assert tokens is not None and torch.allclose(tokens, wanted, atol=0.05)
+    offset = pooled(rows + 1000, 2)  # a deviation that is small beside the mean is not lost in rounding
+    assert offset is not None and torch.allclose(offset[:, 2:], found[:, 2:], atol=1e-3)
