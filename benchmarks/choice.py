@@ -186,10 +186,19 @@ def agreed(name: str, values: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "n_test": values[0]["n_test"],
         "tau": taus,
         "regret_pp": {**regrets, "rank": 100 * float(tuned.max() - first["test_accuracy"])},
+        "half_width_pp": 100 * _half_width(float(tuned.max()), float(first["test_accuracy"]), values[0]["n_test"]),
         "first": first["network"],
         "best": values[int(tuned.argmax())]["network"],
         "best_accuracy": float(tuned.max()),
     }
+
+
+def _half_width(one: float, other: float, n: int) -> float:
+    """Of the 95 % interval of the difference of two accuracies on `n` images, which one it is being chance (Wald).
+
+    As if on different images, so on the wide side; the noise of training comes on top.
+    """
+    return 1.96 * ((one * (1 - one) + other * (1 - other)) / n) ** 0.5
 
 
 def tau(score: Sequence[float], tuned: Sequence[float] | np.ndarray[Any, Any]) -> float | None:

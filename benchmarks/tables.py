@@ -214,14 +214,17 @@ def _choice(row: Row) -> list[str]:
     taus = ["-" if v["tau"][score] is None else f"{v['tau'][score]:+.2f}" for score in SCORES]
     first, best = v["first"], f"{v['best']}, {_percent(v['best_accuracy'])}"
     lost = [f"{v['regret_pp'][score]:.1f}" for score in ("stage_accuracy", "probe_accuracy", "logme")]
-    regrets = f"**{v['regret_pp']['rank']:.1f}** ({', '.join(lost)})"
+    noise = f" ± {v['half_width_pp']:.1f}" if v["first"] != v["best"] else ""
+    regrets = f"**{v['regret_pp']['rank']:.1f}**{noise} ({', '.join(lost)})"
     return [v["data"], str(v["networks"]), *taus, first, best, regrets, str(v["n_test"])]
 
 
 def _choice_time(row: Row) -> list[str]:
     v = row["values"]
     case = f"{v['data']}, {v['networks']} networks at {v['size']} px"
-    return [case, str(v["n_images"]), f"{v['forward_s']:.1f}", f"{v['rank_s']:.1f}", f"**{v['ratio']:.2f}x**"]
+    clock = [f"{v['forward_s']:.1f}", f"{v['rank_s']:.1f}", f"{v['ratio']:.2f}x"]
+    processor = [f"{v['forward_cpu_s']:.1f}", f"{v['rank_cpu_s']:.1f}", f"**{v['cpu_ratio']:.2f}x**"]
+    return [case, str(v["n_images"]), *processor, *clock]
 
 
 def _seconds(value: float | None) -> str:
@@ -298,12 +301,19 @@ _TABLES: dict[str, tuple[list[str], Callable[[Row], list[str]]]] = {
     "choice": (
         [
             *("data", "networks", "tau: best stage", "probe", "LogME", "H-score", "kNN", "first choice"),
-            *("best when fine-tuned", "points that the first choice loses (the best stage's, the probe's, LogME's)"),
+            "best when fine-tuned",
+            "points that the first choice loses ± 95 % (the best stage's, the probe's, LogME's)",
             "test images",
         ],
         _choice,
     ),
-    "choice_time": (["data, networks", "images", "forward passes, s", "rank, s", "ratio"], _choice_time),
+    "choice_time": (
+        [
+            *("data, networks", "images", "forward passes, processor s", "rank, processor s", "ratio"),
+            *("forward passes, s", "rank, s", "ratio by the clock"),
+        ],
+        _choice_time,
+    ),
     "adaptation": (
         ["source > target", "source only", *_ADAPTATIONS, "chosen without target labels", "oracle"],
         _adaptation,
