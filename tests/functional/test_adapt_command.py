@@ -94,6 +94,9 @@ def test_on_frozen_features_it_is_better_on_the_target_and_says_why(
     assert [s["name"] for s in found["scores"]] == ["none", *(METHODS if method == "auto" else ["mcc"])]
     assert found["p_value"] <= 0.01 < found["mmd2"]
     assert "not used as labels" in said
+    # Of the target's images: val is seen as the source's are, and test as nothing.
+    assert result["confidence"]["test"] is None
+    assert result["confidence"]["val"]["ece"] < 0.3 and result["confidence"]["temperature"] < 5
     # The network is the plain one with another last layer, and ranges come from what it will see.
     plain, adapted = (Bundle.open(tmp_path / name) for name in accuracies)
     assert plain.manifest["model"] == adapted.manifest["model"]

@@ -107,8 +107,18 @@ def adapt(run: Run, is_frozen: bool) -> Adaptation | None:
 
 
 def _warn_of_little(run: Run, found: _Decided) -> None:
-    """Agreement is about what accuracy is: where it is low even for what is kept, that has to be known."""
-    agreement = {score.name: score.agreement for score in found.scores}.get(found.kept, 1.0)
+    """Say what the choice rests on where that is weak.
+
+    Agreement is about what accuracy is, and may be low even for what is kept; that source-only has collapsed is
+    concluded from the few classes it gives, which may be all there are.
+    """
+    by_name = {score.name: score for score in found.scores}
+    if found.kept != NONE and select.has_collapsed(by_name[NONE], found.scores):
+        run.monitor.warn(
+            f"source-only gives the unlabelled images to {by_name[NONE].effective_classes:.1f} classes (effective "
+            "number): if they do hold so few, it may be right, and --adapt, which expects all classes, wrong"
+        )
+    agreement = by_name[found.kept].agreement if by_name else 1.0
     if agreement < select.DOUBTFUL:
         run.monitor.warn(
             f"many answers on the unlabelled images are likely to be wrong (agreement {agreement:.2f}, below "

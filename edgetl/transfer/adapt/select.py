@@ -86,6 +86,11 @@ def neighbourhood_density(answers: Floats, temperature: float = DENSITY_TEMPERAT
     return float(_entropy(probabilities(similar)).mean())
 
 
+def has_collapsed(score: Score, scores: Sequence[Score]) -> bool:
+    """Whether it gives the target to far fewer classes than another candidate does."""
+    return score.effective_classes < COLLAPSED * max(s.effective_classes for s in scores)
+
+
 def decide(scores: Sequence[Score]) -> tuple[str, str]:
     """(the candidate to keep, why) among source-only ("none") and adapted ones.
 
@@ -96,8 +101,7 @@ def decide(scores: Sequence[Score]) -> tuple[str, str]:
     """
     by_name = {s.name: s for s in scores}
     base = by_name[NONE]
-    least = COLLAPSED * max(s.effective_classes for s in scores)
-    standing = [s for s in scores if s.effective_classes >= least]
+    standing = [s for s in scores if not has_collapsed(s, scores)]
     better = [s for s in standing if s.name != NONE and (base not in standing or s.agreement > base.agreement)]
     if not better:
         best = max((s for s in scores if s.name != NONE), key=lambda s: s.agreement)

@@ -46,6 +46,19 @@ def test_standardising_folds_exactly() -> None:
     np.testing.assert_allclose(folded.logits(domains.target), head.logits(as_source), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("method", [NONE, "standardise", "coral", "mcc"])
+def test_the_head_is_the_classifier_of_what_both_domains_share(method: str) -> None:
+    domains, _ = _planted()
+    head = fit_at(domains.source, domains.targets, CLASSES, C)
+    made = frozen.fitted(method, domains, head, C, 0)
+    shared = made.target(domains.target) @ made.weight.T + made.bias
+    np.testing.assert_allclose(made.head.logits(domains.target), shared, rtol=1e-3, atol=1e-3)
+    # The source's images are seen through the source's side: what the target's side makes of them is another thing.
+    assert (made.of_source(domains.source).argmax(1) == domains.targets).mean() > 0.95
+    if method in (NONE, "standardise"):
+        np.testing.assert_allclose(made.of_source(domains.source), head.logits(domains.source), rtol=1e-3, atol=1e-3)
+
+
 def test_a_feature_that_never_varies_is_no_division_by_zero() -> None:
     domains, _ = _planted()
     domains.source[:, 0], domains.target[:, 1] = 2.0, -1.0
