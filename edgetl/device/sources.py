@@ -158,9 +158,15 @@ def video(head: List[str]) -> Iterator[Frame]:
                 said.seek(0)
                 words = said.read().decode("utf-8", "replace").strip().splitlines()
                 reason = next((line for line in words if line.startswith("ERROR")), words[-1] if words else "")
-                raise BackendError("the video source failed", reason, "try it alone: gst-launch-1.0 " + " ".join(head))
+                tried = "try it alone: gst-launch-1.0 " + " ".join(head)
+                raise BackendError("the video source failed", _hidden(reason), _hidden(tried))
         finally:
             latest.close()
+
+
+def _hidden(text: str) -> str:
+    """`text` with the passwords of its URLs as ***: errors end up in logs and in bug reports."""
+    return re.sub(r"(://[^/\s:@]*):[^/\s]*@", r"\1:***@", text)
 
 
 class _Latest:

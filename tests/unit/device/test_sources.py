@@ -60,6 +60,13 @@ def test_a_source_that_fails_says_why(source: str) -> None:
         list(open_source(source))
 
 
+@needs_gstreamer
+def test_a_password_is_in_no_error() -> None:
+    with pytest.raises(BackendError) as caught:
+        list(open_source("rtsp://guest:se@cret@127.0.0.1:9/none"))
+    assert "cret" not in str(caught.value) and "rtsp://guest:***@127.0.0.1:9/none" in str(caught.value)
+
+
 def test_a_url_is_one_argument_whatever_is_in_it() -> None:
     words = pipeline_for("rtsp://cam/a b ! filesink location=/etc/passwd")
     assert words[1] == "location=rtsp://cam/a b ! filesink location=/etc/passwd" and words.count("!") == 1
