@@ -75,7 +75,7 @@ NearDuplicatesOption = Annotated[
 StrictOption = Annotated[bool, typer.Option("--strict", help="Fail on one image with two labels.")]
 DataRootOption = Annotated[Path | None, typer.Option(help="Where torchvision:NAME is downloaded to.", metavar="DIR")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
-AmpOption = Annotated[str, typer.Option(help="Mixed precision: auto (a short trial decides), off, bf16, fp16.")]
+AmpOption = Annotated[str, typer.Option(help="Mixed precision: auto (by the processor), off, bf16, fp16.")]
 SeedOption = Annotated[int, typer.Option(help="Of splits, initialisation, order and augmentation.")]
 FoldsOption = Annotated[
     int | None, typer.Option(help="Also cross-validate the whole procedure with K folds.", metavar="K")

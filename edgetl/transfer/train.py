@@ -6,7 +6,6 @@ run that was killed at any moment ends in the same bits as one that was not.
 
 from __future__ import annotations
 
-import copy
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -296,39 +295,28 @@ def judge(logits: Floats, targets: npt.NDArray[np.int64]) -> tuple[float, float]
     return float((logits.argmax(1) == targets).mean()), float(loss)
 
 
-def faster_dtype(
-    model: Deployed, spec: BackboneRow, recipe: Recipe, images: npt.NDArray[np.uint8], device: torch.device, asked: str
-) -> str:
-    """ "off", "bf16" or "fp16": for "auto" what a short trial on these images shows to be faster than fp32."""
+def training_dtype(asked: str, kind: str, capability: tuple[int, int] = (0, 0), tiles: bool = False) -> str:
+    """ "off", "bf16" or "fp16": for "auto" what such hardware multiplies faster than fp32.
+
+    `kind` is "cpu" or "cuda", `capability` a GPU's compute capability, `tiles` whether a CPU has AMX's. A GPU has
+    tensor cores for fp16 from 7.0 on and for bf16 from 8.0 on; without tiles bf16 is no faster on a CPU
+    (docs/log.md). Nothing is timed: on a busy machine chance would decide what is learnt.
+    """
     if asked != "auto":
         return asked
+    if kind == "cuda":
+        return "bf16" if capability >= (8, 0) else "fp16" if capability >= (7, 0) else "off"
+    return "bf16" if tiles else "off"
+
+
+def dtype_here(asked: str, device: torch.device) -> str:
+    """`training_dtype` of this machine's `device`."""
     if device.type == "cuda":
-        candidate = "bf16" if torch.cuda.is_bf16_supported() else "fp16"
-    elif torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        candidate = "bf16"
-    else:
-        return "off"
-    trial = copy.deepcopy(model)
-    recipes.set_mode(trial.backbone, spec, recipes.STAGES, recipe.freeze_statistics)
-    took = {name: _time(trial, images, device, DTYPES[name]) for name in ("off", candidate)}
-    return candidate if took[candidate] < 0.85 * took["off"] else "off"
+        return training_dtype(asked, "cuda", torch.cuda.get_device_capability(device))
+    return training_dtype(asked, "cpu", tiles=torch.cpu._is_amx_tile_supported())
 
 
 DTYPES: dict[str, torch.dtype | None] = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-def _time(model: Deployed, pixels: npt.NDArray[np.uint8], device: torch.device, dtype: torch.dtype | None) -> float:
-    """Seconds of the faster of two passes forward and back, after one to warm up."""
-    took = []
-    for _ in range(3):
-        started = time.perf_counter()
-        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
-            outputs = model.outputs(to_device(pixels, device))
-        torch.cat(outputs).float().sum().backward()  # type: ignore[no-untyped-call]
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        took.append(time.perf_counter() - started)
-    return min(took[1:])
 
 
 def _reseed(seed: int) -> None:

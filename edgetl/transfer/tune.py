@@ -13,10 +13,10 @@ from edgetl.bundle import atomic_json, read_json
 from edgetl.images import Sample, draw_balanced, rank_of
 from edgetl.transfer import backbones, distil, features, keep, large, logs, probe
 from edgetl.transfer.augment import Views
-from edgetl.transfer.recipe import Recipe, recipe_for
+from edgetl.transfer.recipe import recipe_for
 from edgetl.transfer.run import Probed, Run
 from edgetl.transfer.step import ExtraLoss, MakesViews, Unlabelled
-from edgetl.transfer.train import DTYPES, Progress, Setting, Trainer, faster_dtype
+from edgetl.transfer.train import DTYPES, Progress, Setting, Trainer, dtype_here
 
 FLIP_TEST_IMAGES = 512
 # With fewer of them in val one epoch's accuracy is mostly noise (5 points at .7 and 100), and a run stopped by it stops
@@ -32,7 +32,7 @@ def train(run: Run, probed: Probed) -> Progress:
     run.before = {k: v.detach().clone() for k, v in backbones.deployed_state(network.backbone, spec).items()}
     train = data.split("train")
     recipe = recipe_for(options, len(train), run.plan)
-    decisions = run.group.first(lambda: _decisions(run, fitted, recipe))
+    decisions = run.group.first(lambda: _decisions(run, fitted))
     if run.plan.from_probe:
         run.fold(probed.cooled)
     large.decode_behind(run, recipe.batch)
@@ -87,15 +87,12 @@ def _logged(run: Run, trainer: Trainer) -> Progress:
     return progress
 
 
-def _decisions(run: Run, fitted: probe.Probe, recipe: Recipe) -> dict[str, Any]:
-    """Which precision trains faster and whether mirror images mean the same; noted, so that --resume agrees."""
+def _decisions(run: Run, fitted: probe.Probe) -> dict[str, Any]:
+    """The precision of the training, and whether mirror images mean the same; noted, so that --resume agrees."""
     path = run.folder / "decisions.json"
     if path.is_file():
         return read_json(path, "training state")
-    start, options = run.start, run.options
-    images = run.store.inputs(run.data.split("train")[: min(recipe.batch, 16)])
-    amp = faster_dtype(start.network, start.spec, recipe, images, start.device, options.amp)
-    decided = {"amp": amp, "flips": _flips(run, fitted)}
+    decided = {"amp": dtype_here(run.options.amp, run.start.device), "flips": _flips(run, fitted)}
     atomic_json(path, decided)
     return decided
 

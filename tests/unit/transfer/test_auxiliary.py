@@ -223,12 +223,6 @@ def test_a_killed_run_resumes_to_the_same_bits_with_its_auxiliary_heads(
     assert not any(key.startswith("side.") for key in found.best)
 
 
-def test_the_trial_of_precisions_takes_all_outputs(tmp_path: Path, data: Dataset) -> None:
-    trainer, cpu = _trainer(data, tmp_path), torch.device("cpu")
-    images = np.zeros((4, 32, 32, 3), np.uint8)
-    assert train.faster_dtype(trainer.model, SMALL, trainer.recipe, images, cpu, "auto") in ("off", "bf16")
-
-
 def _published(classes: int) -> dict[str, torch.Tensor]:
     return models.googlenet(aux_logits=True, init_weights=False, num_classes=classes).state_dict()
 

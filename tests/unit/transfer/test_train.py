@@ -129,16 +129,28 @@ def test_rare_classes_weigh_in_the_loss(tmp_path: Path, data: Dataset) -> None:
     assert _trainer(data, tmp_path / "b", _recipe(epochs=1), weights=skewed).run().history[0]["train_loss"] != even
 
 
-def test_bf16_training_works_and_auto_decides_between_the_two(tmp_path: Path, data: Dataset) -> None:
+def test_bf16_training_works(tmp_path: Path, data: Dataset) -> None:
     trainer = _trainer(data, tmp_path, _recipe(epochs=1), amp=torch.bfloat16)
     assert np.isfinite(trainer.run().history[0]["train_loss"])
     assert all(p.dtype == torch.float32 for p in trainer.model.parameters())
-    images = np.zeros((4, 16, 16, 3), np.uint8)
-    before = {k: v.clone() for k, v in trainer.model.state_dict().items()}
-    cpu = torch.device("cpu")
-    assert train.faster_dtype(trainer.model, ROW, _recipe(), images, cpu, "auto") in ("off", "bf16")
-    assert train.faster_dtype(trainer.model, ROW, _recipe(), images, cpu, "off") == "off"
-    assert all(torch.equal(v, before[k]) for k, v in trainer.model.state_dict().items()), "the trial is on a copy"
+
+
+@pytest.mark.parametrize(
+    ("kind", "capability", "tiles", "expected"),
+    [
+        ("cpu", (0, 0), False, "off"),
+        ("cpu", (0, 0), True, "bf16"),
+        ("cuda", (6, 1), False, "off"),  # Pascal
+        ("cuda", (7, 5), False, "fp16"),  # Turing
+        ("cuda", (8, 0), False, "bf16"),  # Ampere
+        ("cuda", (12, 0), False, "bf16"),
+    ],
+)
+def test_the_precision_of_the_training_follows_from_the_hardware_alone(
+    kind: str, capability: tuple[int, int], tiles: bool, expected: str
+) -> None:
+    assert train.training_dtype("auto", kind, capability, tiles) == expected
+    assert {train.training_dtype(asked, kind, capability, tiles) for asked in ("off", "bf16")} == {"off", "bf16"}
 
 
 def test_judge_is_accuracy_and_cross_entropy() -> None:
