@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -33,6 +34,18 @@ EXAMPLES = (
 )
 STATE_DICTS = (".pth", ".pt", ".safetensors", ".bin", ".ckpt", ".tar")
 DEFAULT_WEIGHTS = ("embedded", "auto")
+# The table's columns: heading, and what stands below it.
+_FIGURES: dict[str, Callable[[dict[str, Any]], str]] = {
+    "best\n(probe)\n%": lambda row: f"{100 * row['stage_accuracy']:.1f}\n({100 * row['probe_accuracy']:.1f})",
+    "LogME": lambda row: f"{row['logme']:.3f}",
+    "H-\nscore": lambda row: f"{row['h_score']:.2f}",
+    "kNN\n%": lambda row: f"{100 * row['knn_accuracy']:.1f}",
+    "LEEP": lambda row: "-" if row["leep"] is None else f"{row['leep']:.2f}",
+    "params\nM": lambda row: f"{row['params'] / 1e6:.2f}",
+    "MACs\nM": lambda row: f"{row['macs'] / 1e6:.0f}",
+    "MB\n(int8)": lambda row: f"{row['size_fp32_mb']:.1f}\n({row['size_int8_mb']:.1f})",
+    "ms": lambda row: f"{row['latency_ms']:.1f}",
+}
 
 
 MoreArgument = Annotated[
@@ -122,32 +135,23 @@ def sorted_out(data: str, more: list[str], weights: list[str]) -> tuple[str, tup
 
 
 def _show(console: Console, result: dict[str, Any], source: str) -> None:
+    from rich.markup import escape
     from rich.table import Table
 
     n = result["n"]
     table = Table(title=f"On {n['images']} training images of {n['classes']} classes", title_justify="left")
     table.add_column("backbone\nweights", overflow="fold", min_width=24)
-    for name in (
-        "best\nstage %",
-        "probe\n%",
-        "LogME",
-        "H-\nscore",
-        "kNN\n%",
-        "LEEP",
-        "params\nM",
-        "MACs\nM",
-        "MB\n(int8)",
-        "ms",
-    ):
+    for name in _FIGURES:
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("front", justify="center", no_wrap=True)
     for row in result["rows"]:
-        table.add_row(*_cells(row))
+        name = f"{row['backbone']}\n[dim]{escape(_short(row['weights']))}[/]"
+        table.add_row(name, *(figure(row) for figure in _FIGURES.values()), "*" if row["pareto"] else "")
     console.print(table)
     clock = "this machine's GPU" if result["latency_evidence"] == "host-gpu" else "one thread of this machine's CPU"
     said = (
-        f"Ranked by the best of the probes at several depths (95 %: {_half_width(result['rows'])} points around it);",
-        "within that the architecture decides, by its published accuracy on ImageNet.",
+        f"best: of the probes at several depths; it ranks (95 %: ± {_half_width(result['rows'])} points).",
+        "Within that the architecture decides, by its published accuracy on ImageNet. probe: of what the head sees.",
         f"ms: one image, PyTorch fp32, {clock}. int8: estimated from the layers.",
         "front: no other is as accurate, as fast and as small.",
     )
@@ -170,28 +174,10 @@ def _show(console: Console, result: dict[str, Any], source: str) -> None:
         console.print(f"Next: {line}", markup=False, highlight=False, soft_wrap=True)
 
 
-def _cells(row: dict[str, Any]) -> list[str]:
-    from rich.markup import escape
-
-    return [
-        f"{row['backbone']}\n[dim]{escape(_short(row['weights']))}[/]",
-        f"{100 * row['stage_accuracy']:.1f}\n({100 * row['probe_accuracy']:.1f})",
-        f"{row['logme']:.3f}",
-        f"{row['h_score']:.2f}",
-        f"{100 * row['knn_accuracy']:.1f}",
-        "-" if row["leep"] is None else f"{row['leep']:.2f}",
-        f"{row['params'] / 1e6:.2f}",
-        f"{row['macs'] / 1e6:.0f}",
-        f"{row['size_fp32_mb']:.1f}\n({row['size_int8_mb']:.1f})",
-        f"{row['latency_ms']:.1f}",
-        "*" if row["pareto"] else "",
-    ]
-
-
 def _short(weights: str) -> str:
     return Path(weights).name if weights not in ("auto", "embedded", "none") else weights
 
 
 def _half_width(rows: list[dict[str, Any]]) -> str:
-    widths = [50 * (row["probe_ci"][1] - row["probe_ci"][0]) for row in rows]
-    return f"{min(widths):.1f} to {max(widths):.1f}" if widths else "-"
+    widths = sorted({f"{50 * (row['probe_ci'][1] - row['probe_ci'][0]):.1f}" for row in rows}, key=float)
+    return " to ".join(dict.fromkeys((widths[0], widths[-1]))) if widths else "-"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -92,6 +93,19 @@ def test_the_table_names_the_next_command(digits: Path, random_weights: Path) ->
     assert done.exit_code == 0, done.output
     assert "untrained.pth" in done.stdout and "--download" in done.stdout
     assert f"edgetl finetune {digits} --backbone smallnet --weights {random_weights}" in done.stdout
+
+
+def test_each_figure_of_the_table_stands_below_its_heading(digits: Path) -> None:
+    done = CliRunner().invoke(app, ["rank", str(digits), "--images", "60", "--weights", "embedded"])
+    row = call("rank", digits, "--images", "60", "--weights", "embedded")["rows"][0]
+    lines = [[cell.strip() for cell in re.split("[│┃]", line)] for line in done.stdout.splitlines() if line[:1] in "│┃"]
+    above = lines[: next(number for number, line in enumerate(lines) if "smallnet" in line)]
+    headings = [" ".join(cells).split() for cells in zip(*above, strict=True)]
+    figures = next(line for line in lines if "smallnet" in line)
+    said = {word: figure for words, figure in zip(headings, figures, strict=True) for word in words}
+    assert said["LogME"] == f"{row['logme']:.3f}" and said["LEEP"] == f"{row['leep']:.2f}"
+    assert said["best"] == f"{100 * row['stage_accuracy']:.1f}" and said["kNN"] == f"{100 * row['knn_accuracy']:.1f}"
+    assert said["MACs"] == f"{row['macs'] / 1e6:.0f}" and said["front"] == "*"
 
 
 def test_data_and_weights_files_in_any_order() -> None:
