@@ -183,7 +183,8 @@ def _adaptation(row: Row) -> list[str]:
         return f"{v[name]:.3f} ({v[name + '_sd']:.3f})" if name in v else "-"
 
     methods = [cell(name) for name in ("none", *_ADAPTATIONS)]
-    return [row["case"], *methods, f"**{cell('chosen')}** {v['kept']}", cell("oracle")]
+    rivals = [cell(how) for how in ("by_entropy", "by_mmd", "by_dev")]
+    return [row["case"], *methods, f"**{cell('chosen')}** {v['kept']}", cell("oracle"), *rivals]
 
 
 def _drop(v: dict[str, Any]) -> str:
@@ -315,7 +316,10 @@ _TABLES: dict[str, tuple[list[str], Callable[[Row], list[str]]]] = {
         _choice_time,
     ),
     "adaptation": (
-        ["source > target", "source only", *_ADAPTATIONS, "chosen without target labels", "oracle"],
+        [
+            *("source > target", "source only", *_ADAPTATIONS, "chosen without target labels", "oracle"),
+            *("entropy's choice", "MMD's", "deep embedded validation's"),
+        ],
         _adaptation,
     ),
     "contract": (
