@@ -179,7 +179,9 @@ def agreed(name: str, values: Sequence[dict[str, Any]]) -> dict[str, Any]:
     tuned = np.array([v["test_accuracy"] for v in values])
     taus = {s: tau([v[s] for v in values], tuned) for s in SCORES}
     regrets = {s: 100 * float(tuned.max() - tuned[int(np.argmax([v[s] for v in values]))]) for s in SCORES}
-    first = best_first([{**v, "macs": 0, "weights": v["network"]} for v in values], values[0]["n_train"])[0]
+    ordered = best_first([{**v, "macs": 0, "weights": v["network"]} for v in values], values[0]["n_train"])
+    first, places = ordered[0], [v["network"] for v in ordered]
+    taus["rank"] = tau([-places.index(v["network"]) for v in values], tuned)
     return {
         "data": name,
         "networks": len(values),

@@ -212,7 +212,7 @@ def _cpu_int8(row: Row) -> list[str]:
 
 def _choice(row: Row) -> list[str]:
     v = row["values"]
-    taus = ["-" if v["tau"][score] is None else f"{v['tau'][score]:+.2f}" for score in SCORES]
+    taus = ["-" if v["tau"][score] is None else f"{v['tau'][score]:+.2f}" for score in ("rank", *SCORES)]
     first, best = v["first"], f"{v['best']}, {_percent(v['best_accuracy'])}"
     lost = [f"{v['regret_pp'][score]:.1f}" for score in ("stage_accuracy", "probe_accuracy", "logme")]
     noise = f" ± {v['half_width_pp']:.1f}" if v["first"] != v["best"] else ""
@@ -301,7 +301,7 @@ _TABLES: dict[str, tuple[list[str], Callable[[Row], list[str]]]] = {
     "distillation": (tables_transfer.DISTILLATION, tables_transfer.distillation),
     "choice": (
         [
-            *("data", "networks", "tau: best stage", "probe", "LogME", "H-score", "kNN", "first choice"),
+            *("data", "networks", "tau: rank", "best stage", "probe", "LogME", "H-score", "kNN", "first choice"),
             "best when fine-tuned",
             "points that the first choice loses ± 95 % (the best stage's, the probe's, LogME's)",
             "test images",
