@@ -48,7 +48,7 @@ def test_rows_are_gathered_by_set_and_shown(tmp_path: Path) -> None:
     lines = [line for line in text.splitlines() if line.startswith("| ")]
     assert len(lines) == 4  # header, rule, two sets
     assert "| flowers | 4 |" in lines[2] and "**2.0**" in lines[2] and "insects, 80.0 %" in lines[2]
-    assert "| digits | 1 | - | - | - | - | - | birds |" in lines[3]
+    assert "| digits | 1 | - | - | - | - | - | - | birds |" in lines[3]
 
 
 def test_classes_of_several_domains_are_pooled(make_folder: Any, tmp_path: Path) -> None:
