@@ -26,7 +26,11 @@ def far_from(backbone: str) -> float:
 def verdict(mmd2: float, p_value: float, limit: float) -> tuple[str, str]:
     """("same" | "shifted" | "far", why) from MMD^2, its permutation p and the limit from which on it is far."""
     if p_value > ALPHA:
-        return SAME, f"chance alone makes such a difference (p = {p_value:.3f}, above {ALPHA})"
+        chance = f"chance alone makes such a difference (p = {p_value:.3f}, above {ALPHA})"
+        return (
+            SAME,
+            chance if mmd2 < TRIVIAL else chance + "; with so few images a real one may hide in it, more would tell",
+        )
     if mmd2 < TRIVIAL:
         return SAME, f"the difference is real (p = {p_value:.3f}) but tiny: MMD^2 below {TRIVIAL}"
     if mmd2 < limit:

@@ -115,5 +115,10 @@ def test_verdicts(mmd2_value: float, p_value: float, expected: str) -> None:
     assert word == expected and why
 
 
+def test_same_is_not_said_as_if_known_where_a_real_difference_may_hide() -> None:
+    few, many = (verdict(mmd2, 0.03, far_from("mobilenet_v2"))[1] for mmd2 in (0.02, 0.0001))
+    assert "more would tell" in few and "more would tell" not in many
+
+
 def test_the_embedded_backbone_has_a_limit_of_its_own() -> None:
     assert far_from("smallnet") < far_from("resnet18")
