@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -200,7 +201,7 @@ def _half_width(one: float, other: float, n: int) -> float:
 
     As if on different images, so on the wide side; the noise of training comes on top.
     """
-    return 1.96 * ((one * (1 - one) + other * (1 - other)) / n) ** 0.5
+    return 1.96 * math.sqrt((one * (1 - one) + other * (1 - other)) / n)
 
 
 def tau(score: Sequence[float], tuned: Sequence[float] | np.ndarray[Any, Any]) -> float | None:
