@@ -2,6 +2,7 @@
 
     python -m benchmarks choice
     EDGETL_BENCH_ONLY=usps python -m benchmarks choice      the cases whose name holds this text
+    EDGETL_BENCH_SEEDS=0,1,2 python -m benchmarks choice    fine-tuned with each of these seeds; the table has means
 
 For each set of images and each network: its scores (train images only), and the test accuracy after `edgetl finetune`
 from it with the same images. The table has a row a set: the weighted Kendall's tau (Vigna 2015) of each score with the
@@ -17,6 +18,7 @@ same images, already decoded, in one process.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -76,6 +78,7 @@ def sets(scratch: Path) -> dict[str, list[Path]]:
 def run(quick: bool) -> Iterator[Row]:
     """A row for each set and network as soon as it is there."""
     only = os.environ.get("EDGETL_BENCH_ONLY", "")
+    seeds = [int(seed) for seed in os.environ.get("EDGETL_BENCH_SEEDS", "0").split(",")]
     with tempfile.TemporaryDirectory(prefix="edgetl-bench-") as folder:
         scratch = Path(folder)
         for number, (name, folders) in enumerate(sets(scratch).items()):
@@ -84,10 +87,10 @@ def run(quick: bool) -> Iterator[Row]:
                 continue
             place = scratch / str(number)
             counts = laid_out(folders, place / "data", quick)
-            for network in wanted[:2] if quick else wanted:
-                values: dict[str, Any] = {"data": name, "network": network.name, "size": SIZE, **counts}
-                case = Case("choice", f"{name}: {network.name}", quick)
-                yield row(case, cores(), {**values, **scored_and_tuned(network, place, quick)})
+            for network, seed in itertools.product(wanted[:2] if quick else wanted, seeds):
+                values: dict[str, Any] = {"data": name, "network": network.name, "seed": seed, "size": SIZE, **counts}
+                case = Case("choice", f"{name}: {network.name}" + (f", seed {seed}" if seed else ""), quick)
+                yield row(case, cores(), {**values, **scored_and_tuned(network, place, quick, seed)})
 
 
 def run_time(quick: bool) -> Iterator[Row]:
@@ -117,21 +120,22 @@ def laid_out(folders: Sequence[Path], to: Path, quick: bool) -> dict[str, int]:
     return counts
 
 
-def scored_and_tuned(network: Network, place: Path, quick: bool) -> dict[str, Any]:
+def scored_and_tuned(network: Network, place: Path, quick: bool, seed: int = 0) -> dict[str, Any]:
     """The scores of `edgetl rank`, and the test accuracy of `edgetl finetune`, each in a process of its own."""
     size = ["--image-size", str(SIZE), "--json"]
     said = run_module("edgetl", "-q", "rank", str(place / "data"), *network.words, *size, threads=cores())["rows"][0]
     scores = {score: said[score] for score in (*SCORES, "leep", "imagenet_accuracy")}
     stages = {f"stage_{number}": accuracy for number, accuracy in enumerate(said["stage_accuracies"], 1)}
-    return {**scores, **stages, **tuned(network, place, quick)}
+    return {**scores, **stages, **tuned(network, place, quick, seed)}
 
 
-def tuned(network: Network, place: Path, quick: bool) -> dict[str, Any]:
+def tuned(network: Network, place: Path, quick: bool, seed: int = 0) -> dict[str, Any]:
     """What `edgetl finetune` makes of it: a training of a case is kept in the cache, for scores change and it does not.
 
     The key is what was trained on (each image's place and content) and with which words.
     """
     words = [*network.words, "--strategy", "lp-ft", "--image-size", str(SIZE), *(["--epochs", "1"] if quick else [])]
+    words += ["--seed", str(seed)] if seed else []
     data = read_data(str(place / "data"), ReadOptions())
     trained_on = [(split, s.target, s.digest) for split in SPLITS for s in data.split(split)]
     key = hashlib.sha256(json.dumps([network.name, words[4:], trained_on]).encode()).hexdigest()[:16]
@@ -167,12 +171,19 @@ def by_set(rows: list[Row]) -> list[Row]:
 
     Rows from before stages were probed had a third of the test images and are left out.
     """
-    groups: dict[str, list[dict[str, Any]]] = {}
+    groups: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for found in rows:
         if "stage_accuracy" not in found["values"]:
             continue
-        groups.setdefault(found["values"]["data"], []).append(found["values"])
-    return [{"values": agreed(name, values)} for name, values in groups.items()]
+        of_set = groups.setdefault(found["values"]["data"], {})
+        of_set.setdefault(found["values"]["network"], []).append(found["values"])
+    return [{"values": agreed(name, [over_seeds(v) for v in of_set.values()])} for name, of_set in groups.items()]
+
+
+def over_seeds(values: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """One network's values, its fine-tuned accuracy being the mean over seeds; scores know no seed."""
+    mean = float(np.mean([v["test_accuracy"] for v in values]))
+    return {**values[0], "test_accuracy": mean, "seeds": len(values)}
 
 
 def agreed(name: str, values: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -186,6 +197,7 @@ def agreed(name: str, values: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {
         "data": name,
         "networks": len(values),
+        "seeds": sorted({v.get("seeds", 1) for v in (first, values[int(tuned.argmax())])}),
         "n_test": values[0]["n_test"],
         "tau": taus,
         "regret_pp": {**regrets, "rank": 100 * float(tuned.max() - first["test_accuracy"])},

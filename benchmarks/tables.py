@@ -217,7 +217,16 @@ def _choice(row: Row) -> list[str]:
     lost = [f"{v['regret_pp'][score]:.1f}" for score in ("stage_accuracy", "probe_accuracy", "logme")]
     noise = f" ± {v['half_width_pp']:.1f}" if v["first"] != v["best"] else ""
     regrets = f"**{v['regret_pp']['rank']:.1f}**{noise} ({', '.join(lost)})"
-    return [v["data"], str(v["networks"]), *taus, first, best, regrets, str(v["n_test"])]
+    return [
+        v["data"],
+        str(v["networks"]),
+        *taus,
+        first,
+        best,
+        regrets,
+        str(v["n_test"]),
+        " and ".join(map(str, v["seeds"])),
+    ]
 
 
 def _choice_time(row: Row) -> list[str]:
@@ -305,6 +314,7 @@ _TABLES: dict[str, tuple[list[str], Callable[[Row], list[str]]]] = {
             "best when fine-tuned",
             "points that the first choice loses ± 95 % (the best stage's, the probe's, LogME's)",
             "test images",
+            "seeds (first, best)",
         ],
         _choice,
     ),

@@ -35,6 +35,13 @@ def test_the_points_that_the_first_choice_loses() -> None:
     assert 0 < found["tau"]["probe_accuracy"] < 1 and found["tau"]["h_score"] < 0
 
 
+def test_a_networks_accuracy_is_the_mean_over_its_seeds() -> None:
+    again = [values("flowers", "imagenet", 0.6, test, seed=seed) for seed, test in ((1, 0.82), (2, 0.83))]
+    (found,) = choice.by_set([{"values": v} for v in [*ROWS, *again]])
+    assert found["values"]["networks"] == 4 and found["values"]["seeds"] == [3]
+    assert (found["values"]["best"], found["values"]["best_accuracy"]) == ("imagenet", pytest.approx(0.81))
+
+
 def test_tau_is_one_for_the_same_order_and_none_for_two() -> None:
     assert choice.tau([1.0, 2.0, 3.0], [0.5, 0.6, 0.9]) == pytest.approx(1.0)
     assert choice.tau([3.0, 2.0, 1.0], [0.5, 0.6, 0.9]) == pytest.approx(-1.0)
