@@ -59,7 +59,7 @@ def domains(
 
         wish = Wish(backbone, weights, image_size, fit, device, seed)
         options = stage.DomainOptions(wish, images, skip_corrupt, picture, projection)
-        sides = [stage.read_side(_on_disk(side, data_root, run.monitor)) for side in (source, target)]
+        sides = [stage.read_side(_on_disk(side, data_root, run.monitor), run.monitor) for side in (source, target)]
         result = stage.domains(sides[0], sides[1], options, run.monitor)
         run.done(result, show=lambda console: _show(console, result))
 

@@ -10,12 +10,13 @@ import os
 from pathlib import Path
 from typing import Iterator, List, Optional, Sequence, Tuple
 
-from edgetl.bundle import Bundle, sha256_file
+from edgetl.bundle import Bundle
 from edgetl.errors import BundleError, DataError
 from edgetl.images.dataset import Dataset, ReadOptions, Sample
 from edgetl.images.decode import EXTENSIONS
 from edgetl.images.listing import JUNK_FOLDERS
-from edgetl.images.read import read_data
+from edgetl.images.read import hashed, read_data
+from edgetl.monitor import SILENT, Monitor
 
 UNLABELLED = -1  # the target of an image whose class nobody told
 
@@ -76,7 +77,7 @@ def _given(bundle: Bundle, split: str, override: str) -> Tuple[Dataset, List[Sam
     return data, samples, wanted
 
 
-def read_unlabelled(folder: str) -> Tuple[Path, List[Sample]]:
+def read_unlabelled(folder: str, monitor: Monitor = SILENT) -> Tuple[Path, List[Sample]]:
     """(root, samples with target UNLABELLED) of every image below `folder`, in path order. Raises DataError."""
     root = Path(os.path.abspath(folder))
     if not root.is_dir():
@@ -84,7 +85,8 @@ def read_unlabelled(folder: str) -> Tuple[Path, List[Sample]]:
     paths = sorted(_images_below(root))
     if not paths:
         raise DataError("no images in this folder", folder, "known: " + " ".join(EXTENSIONS))
-    return root, [Sample(p.relative_to(root).as_posix(), UNLABELLED, sha256_file(p)) for p in paths]
+    digests = hashed([str(p) for p in paths], monitor)
+    return root, [Sample(p.relative_to(root).as_posix(), UNLABELLED, d) for p, d in zip(paths, digests)]
 
 
 def _images_below(root: Path) -> Iterator[Path]:

@@ -40,7 +40,7 @@ def read_data(source: str, options: Optional[ReadOptions] = None, monitor: Monit
     index = {label: i for i, label in enumerate(labels)}
     samples = [
         (f.split, Sample(path, index[f.label], digest, f.group))
-        for f, path, digest in zip(found, relative, _hashed([f.path for f in found], monitor))
+        for f, path, digest in zip(found, relative, hashed([f.path for f in found], monitor))
     ]
     warnings += _two_labels([s for _, s in samples], labels, options.strict)
     return _split(samples, root, labels, options, warnings)
@@ -106,7 +106,8 @@ def _labels(found: Sequence[Found], wanted: Tuple[str, ...], source: str) -> Tup
     return tuple(sorted(there))
 
 
-def _hashed(paths: Sequence[str], monitor: Monitor) -> List[str]:
+def hashed(paths: Sequence[str], monitor: Monitor = SILENT) -> List[str]:
+    """The sha256 of each file, in order. Raises DataError naming one that cannot be read."""
     # Threads, because sha256 and reading run outside the interpreter's lock; in slices, because one future
     # for each small file would cost as much as its hash.
     slices = [paths[i : i + 256] for i in range(0, len(paths), 256)]

@@ -56,16 +56,16 @@ class DomainOptions:
             raise InputError("unknown form of picture", self.picture, "name it FILE.png or FILE.svg")
 
 
-def read_side(source: str) -> Side:
+def read_side(source: str, monitor: Monitor = SILENT) -> Side:
     """DATA of cli.md, or any folder with images below it: class folders give labels, a flat folder has none.
 
     Splits are pooled, and identical images count once. Raises DataError.
     """
     if Path(source).is_file():
-        data = read_data(source, ReadOptions(val_fraction=0.0, test_fraction=0.0))
+        data = read_data(source, ReadOptions(val_fraction=0.0, test_fraction=0.0), monitor)
         samples = {s.digest: s for s in data.all()}
         return Side(source, data.root, tuple(samples.values()), tuple(data.labels[s.target] for s in samples.values()))
-    root, found = read_unlabelled(source)
+    root, found = read_unlabelled(source, monitor)
     different = tuple({s.digest: s for s in found}.values())
     return Side(source, root, different, class_folders([s.path for s in different]))
 

@@ -75,7 +75,7 @@ def prepare(data: Dataset, options: FinetuneOptions, monitor: Monitor = SILENT) 
 
 def _unlabelled(folder: Path, data: Dataset, options: FinetuneOptions, monitor: Monitor) -> tuple[Sample, ...]:
     """Every different image below `folder`. Raises DataError where there is none, or where --adapt cannot use it."""
-    root, found = read_unlabelled(str(folder))
+    root, found = read_unlabelled(str(folder), monitor)
     if options.adapt != methods.NONE:
         found = target.of_source_classes(folder, found, data.labels, options.adapt_classes, monitor)
         target.apart_from(found, data)  # too few are told now, the rest when they are used

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from edgetl.bundle import sha256_file
 from edgetl.errors import DataError
 from edgetl.images.of_bundle import UNLABELLED, read_unlabelled
+from edgetl.monitor import Monitor
 
 
 def _draw(path: Path, seed: int) -> None:
@@ -39,3 +42,17 @@ def test_nothing_there_is_told(tmp_path: Path) -> None:
         read_unlabelled(str(tmp_path))
     with pytest.raises(DataError, match="no such folder"):
         read_unlabelled(str(tmp_path / "absent"))
+
+
+def test_it_is_told_how_far_the_listing_is(tmp_path: Path) -> None:
+    class Listening(Monitor):
+        told: ClassVar[list[tuple[str, int, int]]] = []
+
+        def progress(self, what: str, done: int, total: int) -> None:
+            self.told.append((what, done, total))
+
+    for seed in range(3):
+        _draw(tmp_path / f"{seed}.png", seed)
+    _, found = read_unlabelled(str(tmp_path), Listening())
+    assert Listening.told == [("listing", 3, 3)]
+    assert [s.digest for s in found] == [sha256_file(tmp_path / s.path) for s in found]
