@@ -77,7 +77,11 @@ class Preprocess:
 
     def __post_init__(self) -> None:
         if self.size < 1 or self.resize < self.size:
-            raise InputError("resize must be at least the image size", "resize %s, size %s" % (self.resize, self.size))
+            raise InputError(
+                "resize must be at least the image size",
+                "resize %s, size %s" % (self.resize, self.size),
+                "for example resize 256 for size 224",
+            )
         if self.resize > MAX_PIXELS_A_SIDE:
             raise InputError("the image size is beyond reason", self.resize, "at most %d" % MAX_PIXELS_A_SIDE)
         if self.interpolation not in ("bilinear", "bicubic", "nearest"):
@@ -85,7 +89,9 @@ class Preprocess:
         numbers = (*self.mean, *self.std)
         if len(self.mean) != 3 or len(self.std) != 3 or not all(map(math.isfinite, numbers)) or min(self.std) <= 0:
             raise InputError(
-                "mean and std want three numbers each, std above zero", "%s %s" % (list(self.mean), list(self.std))
+                "mean and std want three numbers each, std above zero",
+                "%s %s" % (list(self.mean), list(self.std)),
+                "for example 0.5, 0.5, 0.5",
             )
 
     def to_json(self) -> Dict[str, Any]:
@@ -149,7 +155,11 @@ class BatchProfile:
 
     def __post_init__(self) -> None:
         if not 1 <= self.min <= self.opt <= self.max:
-            raise InputError("--batch wants 1 <= MIN <= OPT <= MAX", "%s,%s,%s" % (self.min, self.opt, self.max))
+            raise InputError(
+                "--batch wants 1 <= MIN <= OPT <= MAX",
+                "%s,%s,%s" % (self.min, self.opt, self.max),
+                "for example --batch 1,4,8",
+            )
 
     @classmethod
     def parse(cls, text: str) -> BatchProfile:

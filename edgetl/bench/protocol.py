@@ -84,7 +84,7 @@ def bench(
     images, BackendError when the reference itself fails: without it no drop has a meaning.
     """
     if not data.samples:
-        raise DataError("there are no images to measure on", data.root)
+        raise DataError("there are no images to measure on", data.root, "give --data, or a split that has images")
     before = load_1m()
     entries = [Entry(candidate) for candidate in candidates]
     base = next((e for e in entries if e.name == reference.name), None) or Entry(reference)

@@ -89,7 +89,11 @@ def resize_cost(
     Raises InputError where the bundle's Preprocess is not a stretch, which DeepStream cannot do; DataError.
     """
     if images.preprocess.fit is not Fit.STRETCH:
-        raise InputError("DeepStream stretches whole frames", f"--fit {images.preprocess.fit}")
+        raise InputError(
+            "DeepStream stretches whole frames",
+            f"--fit {images.preprocess.fit}",
+            "fine-tune with --fit stretch to compare it",
+        )
     drawn = draw_balanced(images.samples, LIMIT, seed)
     truth, own, theirs = _outputs(graph, reference, drawn, images, monitor)
     targets = np.array([sample.target for sample in drawn])

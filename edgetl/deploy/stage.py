@@ -57,7 +57,7 @@ class DeployOptions:
         if self.backend not in (TENSORRT, ONNXRUNTIME):
             raise InputError("unknown --backend", self.backend, f"use {TENSORRT} or {ONNXRUNTIME}")
         if self.keep < 1:
-            raise InputError("--keep keeps one release at least", self.keep)
+            raise InputError("--keep keeps one release at least", self.keep, "for example --keep 2")
         check_name(self.name)
         BatchProfile.parse(self.batch)
 

@@ -55,7 +55,7 @@ def read_images(bundle: Bundle, data: Optional[str]) -> Tuple[Path, List[Sample]
     for split in ("test", "val"):
         if found.split(split):
             return found.root, list(found.split(split)), split
-    raise DataError("DATA has no test and no val split", data)
+    raise DataError("DATA has no test and no val split", data, "give a folder with one of them, or without splits")
 
 
 def read_reference(path: Optional[Path]) -> Optional[Dict[str, Any]]:
@@ -69,9 +69,15 @@ def read_reference(path: Optional[Path]) -> Optional[Dict[str, Any]]:
         with np.load(str(path), allow_pickle=False) as found:
             digests, logits = [str(d) for d in found["digests"]], np.asarray(found["logits"], dtype=np.float32)
     except (OSError, ValueError, KeyError) as error:
-        raise InputError("the reference logits cannot be read", "%s (%s)" % (path, error)) from error
+        raise InputError(
+            "the reference logits cannot be read", "%s (%s)" % (path, error), "push them again: edgetl deploy"
+        ) from error
     if logits.ndim != 2 or len(digests) != len(logits):
-        raise InputError("the reference logits do not fit their digests", "%d, %s" % (len(digests), logits.shape))
+        raise InputError(
+            "the reference logits do not fit their digests",
+            "%d, %s" % (len(digests), logits.shape),
+            "push them again: edgetl deploy",
+        )
     return dict(zip(digests, logits))
 
 

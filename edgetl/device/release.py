@@ -33,7 +33,7 @@ def install(root: Path, manifest_sha256: str) -> Dict[str, Any]:
     """
     name = manifest_sha256[:12]
     if not store.SHA256.fullmatch(manifest_sha256):
-        raise InputError("not a sha256", manifest_sha256)
+        raise InputError("not a sha256", manifest_sha256, "64 hexadecimal digits, as in the release's manifest")
     place = root / "releases" / name
     if place.is_dir():
         _mend(root, place, _stored(root, manifest_sha256))
@@ -171,5 +171,5 @@ def _stored(root: Path, sha256: str) -> Path:
 
 def _checked(name: str) -> str:
     if not _RELEASE.fullmatch(name):
-        raise InputError("not a release", name)
+        raise InputError("not a release", name, "`edgetl doctor --device HOST` lists what is there")
     return name

@@ -120,7 +120,7 @@ def pipeline_for(source: str, nvidia: bool = False) -> List[str]:
         try:
             words = shlex.split(source[len(PIPELINE) :])
         except ValueError as error:
-            raise InputError("the pipeline cannot be read", "%s (%s)" % (source, error)) from error
+            raise InputError("the pipeline cannot be read", "%s (%s)" % (source, error), "close its quotes") from error
         if not words:
             raise InputError("an empty pipeline", source, "for example gst:nvarguscamerasrc ! nvvidconv")
         return words

@@ -61,7 +61,9 @@ def read_wanted(source: str) -> List[Dict[str, Any]]:
         text = sys.stdin.read() if source == "-" else Path(source).read_text(encoding="utf-8")
         found = json.loads(text)
     except (OSError, ValueError) as error:
-        raise InputError("the list of wanted files cannot be read", "%s (%s)" % (source, error)) from error
+        raise InputError(
+            "the list of wanted files cannot be read", "%s (%s)" % (source, error), "run `edgetl deploy` again"
+        ) from error
     good = isinstance(found, list) and all(is_wanted(entry) for entry in found)
     if not good:
         raise InputError("the list of wanted files is not one", source, 'it wants [{"sha256": "<hex>", "bytes": N}]')

@@ -93,7 +93,7 @@ def stream(
 
 def _line(answering: Answering, frame: Frame) -> Line:
     if frame.image is None:
-        raise frame.error or DataError("no image", frame.name)
+        raise frame.error or DataError("no image", frame.name, "check the source")
     start = time.perf_counter()
     pixels = pixels_of(frame.image, answering.preprocess, frame.name)
     middle = time.perf_counter()

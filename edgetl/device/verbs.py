@@ -206,7 +206,7 @@ def _answering(given: argparse.Namespace) -> Any:
     from edgetl.device.stream import Answering
 
     if given.top < 1:
-        raise InputError("--top lists one class at least", given.top)
+        raise InputError("--top lists one class at least", given.top, "for example --top 5")
     return Answering(choose(Bundle.open(given.bundle), _wish(given)), given.top, given.min_precision)
 
 

@@ -56,9 +56,9 @@ class BuildOptions:
         if self.flavour not in (TENSORRT, TENSORRT_RTX):
             raise InputError("unknown --with", self.flavour, "use tensorrt or tensorrt-rtx")
         if not -1 <= self.level <= 5:
-            raise InputError("--level is 0 to 5", self.level)
+            raise InputError("--level is 0 to 5", self.level, "for example --level 3")
         if self.workspace_mib < 0:
-            raise InputError("--workspace is in MiB, above zero", self.workspace_mib)
+            raise InputError("--workspace is in MiB, above zero", self.workspace_mib, "for example --workspace 1024")
         if self.timing_cache is not None and self.flavour == TENSORRT_RTX:
             raise InputError("TensorRT for RTX keeps no timing cache", self.timing_cache, "leave --timing-cache out")
 

@@ -85,7 +85,9 @@ def read_labels(path: Path) -> list[str]:
         try:
             found = json.loads(text)
         except ValueError as error:
-            raise InputError("the labels are not JSON", f"{path} ({error})") from error
+            raise InputError(
+                "the labels are not JSON", f"{path} ({error})", "a list of names, or a text file of one a line"
+            ) from error
     if not isinstance(found, list) or not all(isinstance(item, str) for item in found):
         raise InputError("the labels are not a list of names", path, 'write ["cat", "dog"], or one a line')
     labels = [unicodedata.normalize("NFC", item.strip()) for item in found]
@@ -93,9 +95,15 @@ def read_labels(path: Path) -> list[str]:
         labels.pop()  # the newline at the end of a text file
     for index, label in enumerate(labels):
         if not label or label in labels[:index]:
-            raise InputError("an empty or repeated label", f"{label!r}, line {index + 1} of {path}")
+            raise InputError(
+                "an empty or repeated label",
+                f"{label!r}, line {index + 1} of {path}",
+                "one label a line, each of its own",
+            )
     if len(labels) < 2:
-        raise InputError("a classifier wants at least two labels", path)
+        raise InputError(
+            "a classifier wants at least two labels", path, "one label a line, in the order of the outputs"
+        )
     return labels
 
 
@@ -106,7 +114,7 @@ def read_preprocess(path: Path) -> Preprocess:
     except (OSError, ValueError) as error:
         raise InputError("the Preprocess cannot be read", f"{path} ({error})", "it is a JSON object") from error
     if not isinstance(data, dict):
-        raise InputError("the Preprocess is not a JSON object", path)
+        raise InputError("the Preprocess is not a JSON object", path, 'for example {"size": 224, "resize": 256}')
     return Preprocess.from_json(data)
 
 
@@ -155,7 +163,11 @@ def _check_nodes(model: onnx.ModelProto, name: Path) -> None:
 def _check_ends(model: onnx.ModelProto, name: Path) -> None:
     inputs, outputs = _inputs(model), list(model.graph.output)
     if len(inputs) != 1 or len(outputs) != 1:
-        raise InputError("a classifier has one input and one output", f"{len(inputs)} and {len(outputs)} in {name}")
+        raise InputError(
+            "a classifier has one input and one output",
+            f"{len(inputs)} and {len(outputs)} in {name}",
+            "export the graph with its logits alone",
+        )
     tensor = inputs[0].type.tensor_type
     dims = [d.dim_value for d in tensor.shape.dim]
     if tensor.elem_type != TensorProto.FLOAT or len(dims) != 4 or dims[1] not in (0, 3):
@@ -184,6 +196,7 @@ def _set_size(model: onnx.ModelProto, size: int, name: Path) -> None:
             raise InputError(
                 "the graph takes another image size than the Preprocess says",
                 f"{[d.dim_value for d in dims[1:]]} and {size} in {name}",
+                "give the graph's size in the Preprocess",
             )
         dim.Clear()
         dim.dim_value = want
@@ -254,7 +267,11 @@ def _prove(original: onnx.ModelProto, path: Path, spec: Preprocess, classes: int
             "the graph does not run with any batch size", error, "export it with a dynamic batch"
         ) from error
     if given.shape[1:] != (classes,):
-        raise InputError("the graph's output is not one logit a label", f"{given.shape[1:]} and {classes} labels")
+        raise InputError(
+            "the graph's output is not one logit a label",
+            f"{given.shape[1:]} and {classes} labels",
+            "give as many labels as the graph has outputs",
+        )
     if not np.isfinite(given).all():
         raise GraphError("the graph gives NaN or inf", "on noise, black or white", "check the model and --preprocess")
     moved = parity(single, given).relative if single.shape == given.shape else float("inf")

@@ -48,10 +48,12 @@ class ExportOptions:
             )
         check_method(self.method)
         if self.calib_size != "auto" and not (self.calib_size.isdecimal() and int(self.calib_size) > 0):
-            raise InputError("--calib-size wants a number of images or auto", self.calib_size)
+            raise InputError(
+                "--calib-size wants a number of images or auto", self.calib_size, "for example --calib-size 512"
+            )
         for name, value in (("--max-drop", self.max_drop), ("--max-class-drop", self.max_class_drop)):
             if value is not None and not 0 <= value <= 100:
-                raise InputError(name + " is in percentage points, 0 to 100", value)
+                raise InputError(name + " is in percentage points, 0 to 100", value, "for example 0.5")
 
     @property
     def profile(self) -> Profile:

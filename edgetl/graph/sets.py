@@ -76,7 +76,7 @@ def _drawn(bundle: Bundle, options: ExportOptions) -> tuple[ImageSet, Sequence[S
         # The bundle's own draw; a prefix of it is balanced too. It holds 512 at most, --calib-size may ask for more.
         found = [*own[:limit], *draw_balanced(without(pool, own), limit - len(own), options.seed)]
     if not found:
-        raise DataError("no images to calibrate on", options.calib or bundle.path)
+        raise DataError("no images to calibrate on", options.calib or bundle.path, "give --calib DIR with some")
     return ImageSet(data.root, found, name), pool
 
 

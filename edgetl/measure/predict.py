@@ -51,6 +51,6 @@ def predict_each(
             except Exception as error:  # whatever a third-party runtime raises is that one backend's failure
                 failed[name] = error
     if not targets:
-        raise DataError("there are no images to predict on")
+        raise DataError("there are no images to predict on", do="give at least one")
     found = {name: np.concatenate(parts) for name, parts in outputs.items() if name not in failed}
     return found, np.concatenate(targets), failed

@@ -74,7 +74,11 @@ class Row:
 
     def __post_init__(self) -> None:
         if self.status not in STATUS or (self.status == "failed") != (self.error is not None):
-            raise InputError("a row is ok, or failed with its error", "%s, %s" % (self.status, self.error))
+            raise InputError(
+                "a row is ok, or failed with its error",
+                "%s, %s" % (self.status, self.error),
+                "mend the row, or leave it out",
+            )
         for evidence in (self.accuracy_evidence, self.latency_evidence):
             if evidence is not None and evidence not in EVIDENCE:
                 raise InputError("unknown evidence in a row", evidence, "one of " + ", ".join(EVIDENCE))
@@ -90,13 +94,17 @@ class Row:
     def from_json(cls, data: Mapping[str, Any]) -> Row:
         """Read what `to_json` wrote. Raises InputError naming the key that is missing, unknown or of another type."""
         if not isinstance(data, Mapping):
-            raise InputError("a row is not an object", data)
+            raise InputError("a row is not an object", data, "mend the row, or leave it out")
         odd = sorted((set(data) - set(FIELDS) - set(ADDED)) | (set(FIELDS) - set(data)))
         if odd:
             raise InputError("a row lacks a key or has one too many", odd[0], "rows are written by `edgetl bench`")
         for key, value in data.items():
             if not _fits(key, value):
-                raise InputError("a row's value has another type", "%s = %r, want %s" % (key, value, _kind(key)))
+                raise InputError(
+                    "a row's value has another type",
+                    "%s = %r, want %s" % (key, value, _kind(key)),
+                    "mend the row, or leave it out",
+                )
         pairs = {key: tuple(data[key]) for key in (*PAIRS, "ratio_p50") if data.get(key) is not None}
         return cls(**dict(data, **pairs))
 

@@ -56,7 +56,9 @@ def served(bundle: Bundle, precision: Precision, profile: Profile, kind: InputKi
         raise InputError("this graph missed its contract", record["file"], "serve fp16, or export with another method")
     broken = [label for label in bundle.labels if "\n" in label or "\r" in label]
     if broken:
-        raise InputError("a label with a line break cannot be written to a labels file", repr(broken[0]))
+        raise InputError(
+            "a label with a line break cannot be written to a labels file", repr(broken[0]), "rename the class"
+        )
     return Served(
         name=plain_name(bundle.path.resolve().name),
         labels=tuple(bundle.labels),

@@ -27,8 +27,16 @@ class QatOptions:
 
     def __post_init__(self) -> None:
         if not 0 <= self.scale_lr < float("inf"):
-            raise InputError("the scale_lr of quantisation-aware training must not be below 0", self.scale_lr)
+            raise InputError(
+                "the scale_lr of quantisation-aware training must not be below 0",
+                self.scale_lr,
+                "0 leaves the ranges as they are",
+            )
         for name in ("epochs", "minutes", "lr", "batch", "temperature"):
             value = getattr(self, name)
             if not 0 < value < float("inf"):
-                raise InputError(f"the {name} of quantisation-aware training must be above 0", value)
+                raise InputError(
+                    f"the {name} of quantisation-aware training must be above 0",
+                    value,
+                    "leave it at its default, or give a number",
+                )
