@@ -46,6 +46,8 @@ _FIGURES: dict[str, Callable[[dict[str, Any]], str]] = {
     "MB\n(int8)": lambda row: f"{row['size_fp32_mb']:.1f}\n({row['size_int8_mb']:.1f})",
     "ms": lambda row: f"{row['latency_ms']:.1f}",
 }
+_WIDE = 108  # columns of a terminal that takes all of them beside the names
+_NARROW = ("best\n(probe)\n%", "MACs\nM", "MB\n(int8)", "ms")  # what decides; rich would squeeze the names to nothing
 
 
 MoreArgument = Annotated[
@@ -141,12 +143,13 @@ def _show(console: Console, result: dict[str, Any], source: str) -> None:
     n = result["n"]
     table = Table(title=f"On {n['images']} training images of {n['classes']} classes", title_justify="left")
     table.add_column("backbone\nweights", overflow="fold", min_width=24)
-    for name in _FIGURES:
+    shown = [name for name in _FIGURES if console.width >= _WIDE or name in _NARROW]
+    for name in shown:
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("front", justify="center", no_wrap=True)
     for row in result["rows"]:
         name = f"{row['backbone']}\n[dim]{escape(_short(row['weights']))}[/]"
-        table.add_row(name, *(figure(row) for figure in _FIGURES.values()), "*" if row["pareto"] else "")
+        table.add_row(name, *(_FIGURES[figure](row) for figure in shown), "*" if row["pareto"] else "")
     console.print(table)
     clock = "this machine's GPU" if result["latency_evidence"] == "host-gpu" else "one thread of this machine's CPU"
     said = (
@@ -156,6 +159,8 @@ def _show(console: Console, result: dict[str, Any], source: str) -> None:
         "front: no other is as accurate, as fast and as small.",
     )
     console.print(*said, highlight=False)
+    if len(shown) < len(_FIGURES):
+        console.print("LogME, H-score, kNN, LEEP and parameters: with --json, or in a wider terminal.", highlight=False)
     if result["over_budget"]:
         names_over = ", ".join(f"{r['backbone']} ({_short(r['weights'])})" for r in result["over_budget"])
         console.print(f"Over budget, not scored: {names_over}", markup=False, highlight=False)

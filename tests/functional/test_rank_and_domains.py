@@ -109,6 +109,16 @@ def test_each_figure_of_the_table_stands_below_its_heading(digits: Path) -> None
     assert said["MACs"] == f"{row['macs'] / 1e6:.0f}" and said["front"] == "*"
 
 
+@pytest.mark.parametrize("columns", [60, 80, 107, 108])
+def test_no_terminal_is_too_narrow_for_the_names(digits: Path, columns: int) -> None:
+    words = ["rank", str(digits), "--images", "60", "--weights", "embedded"]
+    done = CliRunner().invoke(app, words, env={"COLUMNS": str(columns)})
+    table = [line for line in done.stdout.splitlines() if line[:1] in "│┃"]
+    assert any(line.startswith("│ smallnet ") for line in table) and any("embedded" in line for line in table)
+    assert "…" not in "".join(table) and max(map(len, table)) <= columns
+    assert any("LogME" in line for line in table) is (columns >= 108)
+
+
 def test_data_and_weights_files_in_any_order() -> None:
     assert sorted_out("photos", [], []) == ("photos", DEFAULT_WEIGHTS)
     assert sorted_out("photos", ["b.pth", "c.safetensors"], ["a.pth"]) == (
