@@ -85,14 +85,17 @@ def _show(console: Console, path: Path, manifest: dict[str, Any]) -> None:
     for name, value in _facts(path, manifest):
         facts.add_row(f"[bold]{name}[/]", escape(value))
     console.print(facts)
-    graphs = Table(title="Graphs and engines", title_justify="left")
-    for column in ("kind", "profile", "precision", "input", "size", "opset", "met", "file"):
+    graphs, files = Table(title="Graphs and engines", title_justify="left"), []
+    for column in ("kind", "profile", "precision", "input", "size", "opset", "met"):
         graphs.add_column(column, justify="right" if column == "size" else "left")
     for record in manifest["artifacts"]:
         if record["kind"] in ("graph", "engine"):
             graphs.add_row(*_artifact_cells(record), style="dim" if record.get("stale") else "")
+            files.append(f"{record.get('precision') or '':9} {record['file']}")
     if graphs.row_count:
         console.print(graphs)
+        for line in files:  # below the table, where no terminal is too narrow for a path
+            console.print(line, soft_wrap=True, markup=False, highlight=False)
     else:
         console.print(f"No graph yet; next: edgetl export {shell(path)} --int8", soft_wrap=True, markup=False)
 
@@ -144,5 +147,4 @@ def _artifact_cells(record: dict[str, Any]) -> list[str]:
         f"{record['bytes'] / 1e6:.2f} MB",
         str(record.get("opset") or ""),
         "" if met is None else ("yes" if met else "NO"),
-        str(record["file"]),
     ]

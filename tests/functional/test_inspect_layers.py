@@ -198,6 +198,15 @@ def test_inspect_without_layers_is_still_the_manifest(bundle: Path) -> None:
     assert json.loads(inspect(bundle, "--json").stdout) == Bundle.open(bundle).manifest
 
 
+@pytest.mark.parametrize("columns", [40, 80, 200])
+def test_no_terminal_cuts_the_path_of_a_graph(bundle: Path, monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    said = inspect(bundle).stdout.splitlines()
+    for record in Bundle.open(bundle).manifest["artifacts"]:
+        if record["kind"] == "graph":
+            assert f"{record['precision']:9} {record['file']}" in said
+
+
 def test_a_stale_graph_is_not_shown(bundle: Path) -> None:
     with writing(bundle, "export") as (opened, scratch):
         stale = [dict(r, stale=True) if r.get("precision") == "int8" else r for r in opened.manifest["artifacts"]]
