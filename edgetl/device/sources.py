@@ -52,7 +52,9 @@ def open_source(source: str, follow: bool = False, poll: float = 0.5) -> Iterato
     if source.startswith(_LIVE + (PIPELINE,)):
         return video(pipeline_for(source, has_element(_NVIDIAS_CONVERTER)))
     if "://" in source:
-        raise InputError("unknown kind of source", source, "use a folder, /dev/videoN, rtsp://... or gst:PIPELINE")
+        raise InputError(
+            "unknown kind of source", _hidden(source), "use a folder, /dev/videoN, rtsp://... or gst:PIPELINE"
+        )
     return folder(Path(source), follow, poll)
 
 
@@ -120,7 +122,8 @@ def pipeline_for(source: str, nvidia: bool = False) -> List[str]:
         try:
             words = shlex.split(source[len(PIPELINE) :])
         except ValueError as error:
-            raise InputError("the pipeline cannot be read", "%s (%s)" % (source, error), "close its quotes") from error
+            said = _hidden("%s (%s)" % (source, error))
+            raise InputError("the pipeline cannot be read", said, "close its quotes") from error
         if not words:
             raise InputError("an empty pipeline", source, "for example gst:nvarguscamerasrc ! nvvidconv")
         return words

@@ -67,6 +67,13 @@ def test_a_password_is_in_no_error() -> None:
     assert "cret" not in str(caught.value) and "rtsp://guest:***@127.0.0.1:9/none" in str(caught.value)
 
 
+@pytest.mark.parametrize("source", ["http://guest:s3cret@cam/live", "gst:rtspsrc location='rtsp://guest:s3cret@cam"])
+def test_nor_is_it_in_what_is_refused_unasked(source: str) -> None:
+    with pytest.raises(InputError) as caught:
+        next(iter(open_source(source)))
+    assert "s3cret" not in str(caught.value) and "guest:***@cam" in str(caught.value)
+
+
 def test_a_url_is_one_argument_whatever_is_in_it() -> None:
     words = pipeline_for("rtsp://cam/a b ! filesink location=/etc/passwd")
     assert words[1] == "location=rtsp://cam/a b ! filesink location=/etc/passwd" and words.count("!") == 1
