@@ -18,7 +18,6 @@ from edgetl.transfer.network import Deployed
 from edgetl.transfer.options import STRATEGIES, Strategy
 from edgetl.transfer.recipe import norms
 from edgetl.transfer.run import Probed, Run
-from edgetl.transfer.train import judge
 
 SHIFT_IMAGES = 128  # training images that the distance is measured on
 FAR = 0.5  # photos of flowers and of CIFAR-10 lie at .36 to .47 from ImageNet, sketches at .65, digits at 1.1
@@ -44,8 +43,7 @@ def pick(run: Run, probed: Probed) -> Pick:
     if pretrained:
         drawn = draw_balanced(train, SHIFT_IMAGES, run.options.seed)
         distance = shift(run.start.network, features.to_device(run.store.inputs(drawn), run.start.device))
-    right = judge(probed.fitted.logits(probed.val), run.targets("val"))[0]
-    decided = decide(len(train) / len(run.data.labels), distance, pretrained, right)
+    decided = decide(len(train) / len(run.data.labels), distance, pretrained, probed.accuracy)
     for reason in decided.reasons:
         run.monitor.say(f"auto: {reason}")
     atomic_json(path, {"plan": decided.plan.name, "reasons": list(decided.reasons)})

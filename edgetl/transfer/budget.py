@@ -18,6 +18,7 @@ from edgetl.bundle import atomic_json, read_json, sweep
 from edgetl.errors import InputError
 from edgetl.images import Dataset, draw_balanced
 from edgetl.stats import Z95, student, wilson
+from edgetl.transfer import large
 from edgetl.transfer.division import divided
 from edgetl.transfer.fit import fit, probed
 from edgetl.transfer.run import Run
@@ -84,7 +85,7 @@ def _measured(run: Run, labels: int, draw: int) -> dict[str, list[bool] | None]:
         row["strategy"] = _right(found.val, one)
         row[PROBE] = _right(found.probe_val, one)
     else:
-        alone = probed(one)
+        alone = probed(one, large.competing(one))
         row[PROBE] = _right(alone.fitted.logits(alone.val), one)
     atomic_json(done, row)
     sweep(part)

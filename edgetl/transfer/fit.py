@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from edgetl.bundle import atomic_write
 from edgetl.measure.confidence import temperature_of
-from edgetl.transfer import auto, large, probe, tune
+from edgetl.transfer import auto, large, probe, tune, weights
 from edgetl.transfer.choose import FROZEN, Choice, choose
 from edgetl.transfer.run import Logits, Probed, Run
 from edgetl.transfer.train import Progress, judge
@@ -46,40 +46,43 @@ class Fitted:
 
 def fit(run: Run) -> Fitted:
     """Fit the run's network to its train split; what a killed run left in `run.folder` is taken over."""
-    found = probed(run)
+    at_start = large.starting(run)
+    found = probed(run, at_start or large.competing(run))
     reasons: tuple[str, ...] = ()
     if run.plan.name == "auto":
         picked = run.group.first(lambda: auto.pick(run, found))
         run.plan, reasons = picked.plan, picked.reasons
     tuned = tune.train(run, found) if run.plan.trains else Progress()
+    if at_start:
+        if run.before is not None:
+            weights.load_exactly(run.start.network.backbone, run.before)
+        found = replace(probed(run, large.competing(run)), cooled=found.cooled)
     choice = choose(run, found, tuned, reasons)
     return Fitted(found.fitted, found.fitted.logits(found.val), tuned, choice)
 
 
-def probed(run: Run) -> Probed:
-    """The linear probe on cached features, and these."""
-    data = run.data
-    train = large.probe_images(run)
-    samples = [*train, *data.split("val")]
+def probed(run: Run, part: large.Part) -> Probed:
+    """The linear probe on cached features of `part`, and these; the backbone is as it came."""
+    samples = [*part.train, *part.val]
     began = time.perf_counter()
-    drawn = len(train) < len(data.split("train"))
-    found = run.headless(run.folder / "features-probe.f32", samples) if drawn else run.features(samples)
-    if run.known is None:
+    drawn = len(samples) < len(run.data.split("train")) + len(run.data.split("val"))
+    found = run.headless(run.folder / f"features{part.name}.f32", samples) if drawn else run.features(samples)
+    if run.known is None and not run.images_per_second:
         run.images_per_second = len(samples) / (time.perf_counter() - began)
-    n = len(train)
-    targets = np.array([s.target for s in train], np.int64)
-    path = run.folder / "probe.npz"
+    n = len(part.train)
+    targets, held = (np.array([s.target for s in samples], np.int64) for samples in (part.train, part.val))
+    path = run.folder / f"probe{part.name}.npz"
     if path.is_file():
         with np.load(path) as saved:
             fitted = probe.Probe(saved["weight"], saved["bias"], float(saved["c"]))
     else:
-        known = (found[:n], targets, len(data.labels), run.options.seed, run.monitor)
+        known = (found[:n], targets, len(run.data.labels), run.options.seed, run.monitor)
         fitted = run.group.first(lambda: probe.fit(*known))
         _save_probe(path, fitted)
-    accuracy, _ = judge(fitted.logits(found[n:]), run.targets("val"))
+    accuracy, _ = judge(fitted.logits(found[n:]), held)
     run.monitor.say(f"linear probe: val accuracy {accuracy:.3f} (C = {fitted.c:g})")
-    temperature = max(1.0, temperature_of(fitted.logits(found[n:]), run.targets("val")))
-    return Probed(fitted, fitted.cooled(temperature), found[:n], found[n:])
+    temperature = max(1.0, temperature_of(fitted.logits(found[n:]), held))
+    return Probed(fitted, fitted.cooled(temperature), found[:n], found[n:], accuracy)
 
 
 def _save_probe(path: Path, fitted: probe.Probe) -> None:

@@ -7,6 +7,7 @@ are asked for: those of the linear probe as their features are computed, the res
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from edgetl.images import Dataset, Sample, draw_balanced
 from edgetl.transfer import leakage
@@ -16,7 +17,18 @@ from edgetl.transfer.options import FinetuneOptions
 from edgetl.transfer.run import Run
 
 EAGER_IMAGES = 5_000  # up to so many are decoded first: some 20 s of photos on two cores
-PROBE_IMAGES = 20_000  # training images of a probe that training starts from
+PROBE_IMAGES = 20_000  # training images of a probe that a training competes with
+START_IMAGES, START_VAL = 2_000, 1_000  # images of a probe that a training starts from, and those it is judged on
+PER_CLASS = 10  # of them at least
+
+
+@dataclass(frozen=True)
+class Part:
+    """Images that a linear probe is fitted to and judged on; `name` is of the files that this is kept in."""
+
+    name: str
+    train: Sequence[Sample]
+    val: Sequence[Sample]
 
 
 def put_off(data: Dataset, options: FinetuneOptions) -> bool:
@@ -28,17 +40,34 @@ def put_off(data: Dataset, options: FinetuneOptions) -> bool:
     return len(data.all()) > EAGER_IMAGES and not (splits_depend or options.folds is not None or options.label_budget)
 
 
-def probe_images(run: Run) -> Sequence[Sample]:
-    """The training images that the linear probe is fitted to: all, or a class-balanced draw of a large set.
+def competing(run: Run) -> Part:
+    """What the linear probe that competes with a training is fitted to: all, or a class-balanced draw of a large set.
 
-    All where the probe may be the result, or the classifiers of `features` are fitted to the same. Where training
-    goes on from it, more images would put that off by minutes and change the starting point little.
+    All where the probe may be the result, or the classifiers of `features` are fitted to the same.
     """
-    train = run.data.split("train")
-    if len(train) <= PROBE_IMAGES or not run.plan.trains or run.options.plan.name == "auto" or run.known is not None:
-        return train
-    run.monitor.say(f"the linear probe is fitted to {PROBE_IMAGES} of {len(train)} training images, drawn by class")
-    return draw_balanced(train, PROBE_IMAGES, run.options.seed)
+    train, val, most = run.data.split("train"), run.data.split("val"), _enough(PROBE_IMAGES, run)
+    if len(train) <= most or not run.plan.trains or run.options.plan.name == "auto" or run.known is not None:
+        return Part("", train, val)
+    run.monitor.say(f"the linear probe is fitted to {most} of {len(train)} training images, drawn by class")
+    return Part("-drawn", draw_balanced(train, most, run.options.seed), val)
+
+
+def starting(run: Run) -> Part | None:
+    """What the linear probe that a training starts from is fitted to, where that is not the one it competes with.
+
+    Of a large set a part does for a starting point, and training begins after a minute of photos on two cores rather
+    than after an hour; the probe to compete with is fitted when the training has ended.
+    """
+    train, val, most = run.data.split("train"), run.data.split("val"), _enough(START_IMAGES, run)
+    if not put_off(run.data, run.options) or not run.plan.trains or run.known is not None or len(train) <= most:
+        return None
+    run.monitor.say(f"training starts from a linear probe on {most} of {len(train)} images, drawn by class")
+    drawn = draw_balanced(val, START_VAL, run.options.seed) if len(val) > START_VAL else val
+    return Part("-start", draw_balanced(train, most, run.options.seed), drawn)
+
+
+def _enough(images: int, run: Run) -> int:
+    return max(images, PER_CLASS * len(run.data.labels))
 
 
 def decode_behind(run: Run, batch: int) -> None:

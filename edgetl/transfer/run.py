@@ -29,7 +29,7 @@ State = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class Probed:
-    """The linear probe and the features it was fitted on, float32 (N, D), in the order of the splits.
+    """The linear probe and the features it was fitted to and judged by, float32 (N, D), in the order of the splits.
 
     `cooled` gives the probe's answers with probabilities that are right on val: where a training starts from. On a
     few images the probe separates its training set, so that its own loss there is next to nothing and nothing would
@@ -40,6 +40,7 @@ class Probed:
     cooled: Linear
     train: Logits
     val: Logits
+    accuracy: float  # of the probe on `val`
 
 
 @dataclass(frozen=True)

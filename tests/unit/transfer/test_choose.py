@@ -41,7 +41,7 @@ def _probed(run: Run, weight: Any) -> Probed:
     found = run.features(samples)
     n = len(run.data.split("train"))
     fitted = Probe(weight, np.zeros(2, np.float32), 1.0)
-    return Probed(fitted, fitted, found[:n], found[n:])
+    return Probed(fitted, fitted, found[:n], found[n:], accuracy=0.5)
 
 
 def _state(run: Run) -> dict[str, torch.Tensor]:

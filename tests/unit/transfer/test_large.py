@@ -54,11 +54,50 @@ def test_the_probe_of_a_large_set_is_fitted_to_a_draw_where_training_follows(
     folder = make_folder(n=24)
     monkeypatch.setattr(large, "EAGER_IMAGES", 10)
     monkeypatch.setattr(large, "PROBE_IMAGES", 8)
+    monkeypatch.setattr(large, "PER_CLASS", 1)
     result, order = _run(folder, tmp_path / "b")
     assert [line for line in order.said if "8 of 32 training images" in line]
     assert result["n"]["train"] == 32
     _, order = _run(folder, tmp_path / "p", strategy="linear-probe")
     assert not [line for line in order.said if "drawn by class" in line], "here the probe is the result"
+
+
+@pytest.mark.parametrize("strategy", ["lp-ft", "full", "auto"])
+def test_training_on_a_large_set_starts_from_a_probe_on_a_part_and_competes_with_one_on_all(
+    tmp_path: Path, make_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, strategy: str
+) -> None:
+    folder = make_folder(n=24)
+    probe, _ = _run(folder, tmp_path / "p", strategy="linear-probe")
+    monkeypatch.setattr(large, "EAGER_IMAGES", 10)
+    monkeypatch.setattr(large, "START_IMAGES", 8)
+    monkeypatch.setattr(large, "START_VAL", 4)
+    monkeypatch.setattr(large, "PER_CLASS", 1)
+    result, order = _run(folder, tmp_path / "b", strategy=strategy, lr=1e-2)
+    assert [line for line in order.said if "8 of 32 images" in line]
+    assert len([line for line in order.said if line.startswith("linear probe: ")]) == 2
+    assert result["linear_probe"] == probe["linear_probe"]
+    assert result["selection"]["candidates"][0]["val_loss"] == probe["selection"]["candidates"][0]["val_loss"]
+    assert result["val"]["accuracy"] >= result["linear_probe"]["accuracy"]
+
+
+@pytest.mark.parametrize("probe", [1, 2])
+def test_a_large_run_that_was_stopped_at_either_probe_resumes_to_the_same(
+    tmp_path: Path, make_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, probe: int
+) -> None:
+    class Stop(Order):
+        def say(self, line: str) -> None:
+            super().say(line)
+            if sum(said.startswith("linear probe: ") for said in self.said) == probe:
+                raise KeyboardInterrupt
+
+    folder = make_folder(n=24)
+    for name, value in {"EAGER_IMAGES": 10, "START_IMAGES": 8, "START_VAL": 4, "PER_CLASS": 1}.items():
+        monkeypatch.setattr(large, name, value)
+    whole, _ = _run(folder, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        finetune(read_data(str(folder), ReadOptions()), tmp_path / "b", FinetuneOptions(**OPTIONS), Stop())
+    resumed, _ = _run(folder, tmp_path / "b", resume=True)
+    assert _told(resumed) == _told(whole)
 
 
 @pytest.mark.parametrize("split", ["train", "val", "test"])
