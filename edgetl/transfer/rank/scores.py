@@ -6,6 +6,8 @@ features: float (N, D), the input of the head; targets: int64 (N,), of C classes
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +18,7 @@ from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # it ships none
 
+from edgetl.images import cores
 from edgetl.transfer.probe import DEFAULT as PROBE_C
 
 FOLDS = 5
@@ -28,6 +31,7 @@ _TINY = np.finfo(np.float64).tiny
 
 Floats = npt.NDArray[np.floating]
 Ints = npt.NDArray[np.int64]
+Hits = npt.NDArray[np.bool_]
 Groups = npt.NDArray[np.str_]  # (N,): images of one group stay together
 
 
@@ -168,24 +172,30 @@ def knn_accuracy(features: Floats, targets: Ints, neighbours: int = NEIGHBOURS) 
     return right / len(rows)
 
 
-def probe_hits(features: Floats, targets: Ints, groups: Groups | None, seed: int) -> npt.NDArray[np.bool_]:
-    """(N,): whether a linear probe that was fitted without an image names it rightly; `FOLDS` stratified folds.
+def probe_hits(layers: Sequence[Floats], targets: Ints, groups: Groups | None, seed: int) -> list[Hits]:
+    """For each of `layers` (N, D_i) bool (N,): whether a linear probe fitted without an image names it rightly.
 
-    Logistic regression on standardised features at one C, the probe's usual one. Images of one group stay in one
-    fold. A class with a single image cannot be got right.
+    `FOLDS` stratified folds, the same for all layers; logistic regression on standardised features at one C, the
+    probe's usual one. Images of one group stay in one fold. A class with a single image cannot be got right.
     """
-    rows = np.asarray(features, np.float32)
-    hits = np.zeros(len(rows), bool)
-    with threadpool_limits(1, "blas"), warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # cut short alike for every backbone
+    rows = [np.asarray(features, np.float32) for features in layers]
+    hits = [np.zeros(len(found), bool) for found in rows]
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # on classes with fewer images than folds
-        for fitted, held in _folds(targets, groups, seed):
-            if len(np.unique(targets[fitted])) < 2:
-                continue
-            scaler = StandardScaler().fit(rows[fitted])
-            model = LogisticRegression(C=PROBE_C, max_iter=100, tol=1e-3)
-            model.fit(scaler.transform(rows[fitted]), targets[fitted])
-            hits[held] = model.predict(scaler.transform(rows[held])) == targets[held]
+        folds = [fold for fold in _folds(targets, groups, seed) if len(np.unique(targets[fold[0]])) > 1]
+
+    def work(task: tuple[int, tuple[Ints, Ints]]) -> None:
+        layer, (fitted, held) = task
+        scaler = StandardScaler().fit(rows[layer][fitted])
+        model = LogisticRegression(C=PROBE_C, max_iter=100, tol=1e-3)
+        model.fit(scaler.transform(rows[layer][fitted]), targets[fitted])
+        hits[layer][held] = model.predict(scaler.transform(rows[layer][held])) == targets[held]
+
+    # A fit is too small for BLAS's threads to gain anything by waiting for each other: they take a fit each.
+    widest_first = sorted(range(len(rows)), key=lambda layer: -rows[layer].shape[1])
+    with threadpool_limits(1, "blas"), warnings.catch_warnings(), ThreadPoolExecutor(cores()) as pool:
+        warnings.simplefilter("ignore", ConvergenceWarning)  # cut short alike for every backbone
+        list(pool.map(work, ((layer, fold) for layer in widest_first for fold in folds)))
     return hits
 
 

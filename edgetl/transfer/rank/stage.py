@@ -177,9 +177,9 @@ def _scored(fitting: Sequence[tuple[Wish, Row]], images: _Images, options: RankO
 
 def _scores(network: Pretrained, features: Floats, stages: Sequence[Floats], images: _Images, seed: int) -> Row:
     targets = images.targets
-    hits = scores.probe_hits(features, targets, images.groups, seed)
+    hits, *earlier = scores.probe_hits([features, *stages], targets, images.groups, seed)
     low, high = wilson(int(hits.sum()), len(hits))
-    by_stage = [float(scores.probe_hits(rows, targets, images.groups, seed).mean()) for rows in stages]
+    by_stage = [float(right.mean()) for right in earlier]
     head = network.source_head
     said = head.probabilities(features) if head else None
     return {

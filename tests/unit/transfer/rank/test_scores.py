@@ -135,9 +135,18 @@ def test_the_probe_never_sees_what_it_is_asked() -> None:
     """Labels at random: features that tell each image apart are learnt by heart, and are no help with held-out ones."""
     rng = np.random.default_rng(0)
     features, targets = rng.normal(size=(300, 400)).astype(np.float32), rng.integers(0, 2, 300)
-    assert 0.35 < probe_hits(features, targets, None, 0).mean() < 0.65
+    assert 0.35 < probe_hits([features], targets, None, 0)[0].mean() < 0.65
     easy, labels = blobs(120, 10, spread=0.3)
-    assert probe_hits(easy, labels, None, 0).mean() > 0.95
+    assert probe_hits([easy], labels, None, 0)[0].mean() > 0.95
+
+
+def test_layers_that_are_probed_together_come_to_what_each_comes_to_alone() -> None:
+    features, targets = blobs(90, 12, 3, spread=1.5)
+    layers = [features[:, :4], features, features[:, 6:]]
+    together = probe_hits(layers, targets, None, 0)
+    assert not (together[0] == together[1]).all()
+    for layer, hits in zip(layers, together, strict=True):
+        np.testing.assert_array_equal(hits, probe_hits([layer], targets, None, 0)[0])
 
 
 def test_images_of_one_group_stay_in_one_fold() -> None:
@@ -146,13 +155,13 @@ def test_images_of_one_group_stay_in_one_fold() -> None:
     features = np.repeat(rng.normal(size=(30, 100)).astype(np.float32), 10, axis=0)
     targets = np.repeat(rng.integers(0, 2, 30), 10)
     groups = np.repeat([f"burst {i}" for i in range(30)], 10)
-    assert probe_hits(features, targets, None, 0).mean() == 1.0
-    assert probe_hits(features, targets, groups, 0).mean() < 0.8
+    assert probe_hits([features], targets, None, 0)[0].mean() == 1.0
+    assert probe_hits([features], targets, groups, 0)[0].mean() < 0.8
 
 
 def test_a_class_with_one_image_is_missed_and_the_rest_is_not() -> None:
     features, targets = blobs(60, 5, 2, spread=0.2)
-    hits = probe_hits(np.vstack([features, [[50.0] * 5]]), np.append(targets, 2), None, 0)
+    (hits,) = probe_hits([np.vstack([features, [[50.0] * 5]])], np.append(targets, 2), None, 0)
     assert not hits[-1] and hits[:-1].mean() > 0.9
 
 
