@@ -84,9 +84,10 @@ def _show(console: Console, result: dict[str, Any]) -> None:
             low, high = found["accuracy_ci"]
             line = f"{split}: {found['accuracy']:.3f} of {found['n']} images right (95 % {low:.3f} - {high:.3f})"
             console.print(line, highlight=False)
-    megabytes, took = result["bytes"] / 1e6, result["seconds"]
+    megabytes, seconds = result["bytes"] / 1e6, result["seconds"]
+    took = "made before" if seconds is None else f"{seconds:.0f} s"  # --resume of a run that had ended
     console.print(
-        f"{result['backbone']}, {len(result['labels'])} classes: {result['file']}  ({megabytes:.1f} MB, {took:.0f} s). "
+        f"{result['backbone']}, {len(result['labels'])} classes: {result['file']}  ({megabytes:.1f} MB, {took}). "
         f"Next: edgetl finetune DATA --to BUNDLE --weights {shell(result['file'])}",
         highlight=False,
         soft_wrap=True,

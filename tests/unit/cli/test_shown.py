@@ -58,6 +58,11 @@ def test_the_next_command_can_be_pasted(show: Any, arguments: tuple[Any, ...]) -
     assert f" '{ODD}'" in shown(show, *arguments)
 
 
+def test_a_backbone_that_was_there_already_has_no_seconds_to_show() -> None:
+    known = {"val": None, "test": None, "bytes": 3_600_000, "backbone": "smallnet", "labels": ["a", "b"], "file": "f"}
+    assert "smallnet, 2 classes: f  (3.6 MB, made before). " in shown(pretrain._show, {**known, "seconds": None})
+
+
 def test_export_shows_a_bundle_with_brackets_as_it_is() -> None:
     assert f"Graphs in {ODD}" in shown(
         export._show, Path(ODD), {"artifacts": [{"kind": "engine", **ENGINE}], "guard": None}
