@@ -8,13 +8,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgetl.cli.console import JsonFlag, OutOption, session, tune_for_training
-from edgetl.cli.finetune import DataRootOption, DeviceOption, FitOption, ImageSizeOption, SkipCorruptOption
+from edgetl.cli.finetune import (
+    DataRootOption,
+    DeviceOption,
+    FitOption,
+    ImageSizeOption,
+    SkipCorruptOption,
+    folder_of,
+)
 from edgetl.spec import Fit
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-    from edgetl.monitor import Monitor
 
 EXAMPLES = (
     "Example:   edgetl domains photos/lab photos/field\n\n"
@@ -59,17 +64,9 @@ def domains(
 
         wish = Wish(backbone, weights, image_size, fit, device, seed)
         options = stage.DomainOptions(wish, images, skip_corrupt, picture, projection)
-        sides = [stage.read_side(_on_disk(side, data_root, run.monitor), run.monitor) for side in (source, target)]
+        sides = [stage.read_side(folder_of(side, data_root, run.monitor), run.monitor) for side in (source, target)]
         result = stage.domains(sides[0], sides[1], options, run.monitor)
         run.done(result, show=lambda console: _show(console, result))
-
-
-def _on_disk(data: str, data_root: Path | None, monitor: Monitor) -> str:
-    if not data.startswith("torchvision:"):
-        return data
-    from edgetl.transfer.datasets import materialise
-
-    return str(materialise(data, data_root, monitor))
 
 
 def _show(console: Console, result: dict[str, Any]) -> None:

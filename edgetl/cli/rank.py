@@ -21,6 +21,7 @@ from edgetl.cli.finetune import (
     SkipCorruptOption,
     TestFractionOption,
     ValFractionOption,
+    folder_of,
 )
 from edgetl.errors import InputError
 from edgetl.spec import Fit
@@ -113,10 +114,7 @@ def rank(
         named = tuple(backbone or ())
         search = Search(chosen, named, backbone_args, image_size, fit, device, seed, download)
         options = RankOptions(search, images, budget_ms, budget_mb, precision, skip_corrupt)
-        if source.startswith("torchvision:"):
-            from edgetl.transfer.datasets import materialise
-
-            source = str(materialise(source, data_root, run.monitor))
+        source = folder_of(source, data_root, run.monitor)
         reading = ReadOptions(seed, val_fraction, test_fraction, group_by)
         result = stage(read_data(source, reading, run.monitor), options, run.monitor)
         run.done(result, show=lambda console: _show(console, result, source))
