@@ -13,11 +13,11 @@ import pytest
 from hypothesis import settings
 from PIL import Image
 
-# The same examples at every run: a red CI can be reproduced. HYPOTHESIS_PROFILE=default looks for new ones.
 # A shell starts its background jobs with Ctrl-C ignored, and every process that a test starts would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# The same examples at every run: a red CI can be reproduced. HYPOTHESIS_PROFILE=default looks for new ones.
 settings.register_profile("edgetl", derandomize=True, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "edgetl"))
 

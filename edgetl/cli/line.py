@@ -66,7 +66,7 @@ def _trained(data: Any, to: Path, strategy: str, weights: str, monitor: Monitor)
         strategy=strategy,
         epochs=EPOCHS,
         device="cpu",
-        amp="off",  # the trial that `auto` makes depends on the machine's load, and the demo's figures should not
+        amp="off",  # `auto` is bf16 on some processors, and the demo's figures should be the same on all
         overwrite=True,
         command=("edgetl", "demo"),
     )
