@@ -16,7 +16,6 @@ from pathlib import Path
 from benchmarks.child import cores, run_module
 from benchmarks.data import SAMPLES
 from benchmarks.rows import HERE
-from edgetl.bundle import Bundle
 from edgetl.embedded.digits import write_digits
 from edgetl.images import SPLITS, ReadOptions, draw_balanced, read_data
 
@@ -51,11 +50,6 @@ def bundle_of(recipe: Recipe) -> Path:
 def _portable(options: tuple[str, ...]) -> list[str]:
     """Options with files by their name alone: another checkout's path is not another recipe."""
     return [Path(word).name if os.sep in word else word for word in options]
-
-
-def accuracy_of(bundle: Path) -> float:
-    """What finetune measured on val."""
-    return float(Bundle.open(bundle).manifest["training"]["metrics"]["val"]["accuracy"])
 
 
 def finetuned(backbone: str, data: str) -> Recipe:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from enum import Enum
 from typing import Any, Dict, Mapping, Tuple
 
-from edgetl.errors import BundleError, InputError
+from edgetl.errors import InputError
 
 MAX_PIXELS_A_SIDE = 16384  # a typing slip in a size would otherwise be met as "out of memory"
 
@@ -192,10 +192,3 @@ def parse_enum(kind: type, value: object, what: str) -> Any:
     except ValueError:
         allowed = ", ".join(str(m) for m in kind)  # type: ignore[attr-defined]
         raise InputError("unknown " + what, value, "use one of " + allowed) from None
-
-
-def manifest_field(data: Mapping[str, Any], key: str) -> Any:
-    """`data[key]`, or BundleError naming the missing field."""
-    if key not in data:
-        raise BundleError("the manifest lacks a field", key, "make the bundle again with `edgetl finetune`")
-    return data[key]

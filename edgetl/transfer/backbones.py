@@ -82,11 +82,6 @@ class BackboneRow:
         return bool(self.auxiliary) and size >= self.auxiliary_min_size
 
     @property
-    def fixed_size(self) -> bool:
-        """Whether a built network takes one size only (it was built for it)."""
-        return bool(self.size_argument)
-
-    @property
     def exporter(self) -> str:
         """The ONNX exporter for the default size; `exporter_at` for another."""
         return self.exporter_at(self.size)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -119,8 +118,3 @@ def _head(found: weights.Weights, spec: BackboneRow) -> SourceHead | None:
         return None
     flat = weight.float().flatten(1).numpy()
     return SourceHead(flat, bias.float().numpy() if bias is not None else np.zeros(len(flat), np.float32))
-
-
-def weights_file(choice: str) -> bool:
-    """Whether a `--weights` names a file, and not one of the words."""
-    return choice not in ("auto", "none", "embedded") or Path(choice).is_file()

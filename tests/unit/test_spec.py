@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgetl.errors import BundleError, InputError
+from edgetl.errors import InputError
 from edgetl.spec import (
     BatchProfile,
     Fit,
@@ -18,7 +18,6 @@ from edgetl.spec import (
     Preprocess,
     Profile,
     image_input,
-    manifest_field,
     parse_enum,
 )
 
@@ -115,9 +114,3 @@ def test_words_print_as_themselves_and_unknown_ones_list_the_known():
     assert parse_enum(Precision, "fp16", "precision") is Precision.FP16
     with pytest.raises(InputError, match="unknown precision: int4; use one of fp32, fp16, int8"):
         parse_enum(Precision, "int4", "precision")
-
-
-def test_a_manifest_field_that_is_not_there():
-    assert manifest_field({"a": 0}, "a") == 0
-    with pytest.raises(BundleError, match="the manifest lacks a field: b"):
-        manifest_field({"a": 0}, "b")

@@ -135,11 +135,6 @@ def _wide(parameter: torch.Tensor) -> Wide:
     return np.asarray(parameter.detach().double().numpy())
 
 
-def recoloured(domains: Domains, ridge: float = RECOLOUR_RIDGE) -> Floats:
-    """The source's features under `recolouring`."""
-    return recolouring(domains, ridge)(domains.source)
-
-
 def recolouring(domains: Domains, ridge: float = RECOLOUR_RIDGE) -> Map:
     """What gives the source's features the target's covariance: x C_s^-1/2 C_t^1/2 with C = covariance + ridge I.
 

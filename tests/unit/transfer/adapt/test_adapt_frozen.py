@@ -93,7 +93,7 @@ def test_recolouring_gives_the_source_the_targets_covariance_as_skada_does() -> 
     source, target = (rng.normal(0, 1, (200, 4)) @ rng.normal(0, 1, (4, 4)) for _ in range(2))
     source, target = source - source.mean(0), target - target.mean(0)
     domains = Domains(source.astype(np.float32), np.zeros(200, np.int64), target.astype(np.float32), 1)
-    ours = frozen.recoloured(domains, ridge=0.0)
+    ours = frozen.recolouring(domains, ridge=0.0)(domains.source)
     np.testing.assert_allclose(np.cov(ours.T), np.cov(target.T), rtol=1e-3, atol=1e-3)
     both, domain = np.concatenate([source, target]), np.repeat([1, -2], 200)
     theirs = CORALAdapter(reg=None).fit_transform(both, sample_domain=domain)
