@@ -7,10 +7,11 @@ from typing import Any
 
 from benchmarks.rows import Row
 from benchmarks.suite import METHODS
+from edgetl.stats import wilson
 
 BENCH = [
     *("network", "backend", "batch", "p50, ms (95 % interval)", "p99, ms", "times faster than PyTorch (95 %)"),
-    *("images/s", "peak MB", "file, MB", "accuracy (drop, points)"),
+    *("images/s", "peak MB", "file, MB", "accuracy (95 %), drop in points"),
 ]
 PEERS = ["network", *METHODS.values()]
 
@@ -22,7 +23,6 @@ def bench(row: Row) -> list[str]:
     first = [v["network"], backend, str(v["batch"])]
     if v["status"] != "ok":
         return [*first, v["status"], *["-"] * (len(BENCH) - 4)]
-    accuracy = "-" if v["accuracy"] is None else f"{100 * v['accuracy']:.1f} % ({v['drop_pp']:+.2f}, n {v['n_images']})"
     return [
         *first,
         _time(v),
@@ -31,8 +31,14 @@ def bench(row: Row) -> list[str]:
         _figure(v["throughput_ips"], ".0f"),
         _figure(v["peak_mb"], ".0f"),
         _figure(v["size_mb"], ".1f"),
-        accuracy,
+        "-" if v["accuracy"] is None else _accuracy(v),
     ]
+
+
+def _accuracy(v: dict[str, Any]) -> str:
+    low, high = wilson(round(v["accuracy"] * v["n_images"]), v["n_images"])
+    share = f"{100 * v['accuracy']:.1f} ({100 * low:.1f}-{100 * high:.1f}) %"
+    return f"{share}, {v['drop_pp']:+.2f}, n {v['n_images']}"
 
 
 def beside(rows: list[Row]) -> list[Row]:
