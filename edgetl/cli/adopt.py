@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 EXAMPLES = (
-    "Example:  edgetl adopt model.onnx --labels labels.txt --preprocess spec.json --data photos --to models/mine   "
-    '(spec.json: {"size": 224, "resize": 256, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]})'
+    "Adopt:   edgetl adopt m.onnx --labels l.txt --preprocess p.json --to models/x\n\n"
+    'p.json:  {"size": 224, "resize": 256, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}'
 )
 
 

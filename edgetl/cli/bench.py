@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 MOST = 4096  # of a batch, or callers: more is a slip of the pen
 EXAMPLES = (
-    "Example:  edgetl bench models/flowers\n\n"
-    "In CI:    edgetl bench models/flowers --json --fail-if 'int8.drop_pp>0.5' --fail-if 'size_bytes>10e6'\n\n"
-    "Since:    edgetl bench models/flowers --out new.json --compare old.json"
+    "All here:    edgetl bench models/flowers\n\n"
+    "In CI:       edgetl bench models/flowers --json --fail-if 'int8.drop_pp>0.5'\n\n"
+    "Since then:  edgetl bench models/flowers --out new.json --compare old.json"
 )
 
 DataOption = Annotated[

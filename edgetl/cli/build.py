@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 EXAMPLES = (
-    "Examples:  edgetl build models/flowers --precision int8        "
-    "edgetl build models/flowers --precision int8 --with tensorrt-rtx   (no GPU needed)"
+    "Here:    edgetl build models/flowers --precision int8\n\n"
+    "No GPU:  edgetl build models/flowers --precision int8 --with tensorrt-rtx"
 )
 
 

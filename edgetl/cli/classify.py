@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     from edgetl.runtime import Backend
 
 EXAMPLES = (
-    "Example:  edgetl classify models/flowers rose.jpg tulip.png\n\n"
-    "          edgetl classify models/flowers *.jpg --precision int8 --json | jq -r '.predictions[].label'"
+    "Name them:  edgetl classify models/flowers rose.jpg tulip.png\n\n"
+    "Scripts:    edgetl classify models/flowers *.jpg --precision int8 --json\n\n"
+    "Why:        edgetl classify models/flowers rose.jpg --explain maps\n\n"
+    "When sure:  edgetl classify models/flowers rose.jpg --min-precision 0.95"
 )
 
 ExplainOption = Annotated[

@@ -10,7 +10,7 @@ import typer
 
 from edgetl.cli.console import JsonFlag, OutOption, session, tune_for_training
 
-EXAMPLES = "Examples:  edgetl demo        edgetl demo --to try --json"
+EXAMPLES = "Run it:     edgetl demo\n\nElsewhere:  edgetl demo --to try --json"
 
 
 def demo(

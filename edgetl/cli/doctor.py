@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from edgetl.engine import Finding
 
 EXAMPLES = (
-    "Examples:  edgetl doctor --json > doctor.json    (send it along with a bug report)        "
-    "edgetl doctor --device user@orin"
+    "Here:     edgetl doctor --json > doctor.json   (goes with a bug report)\n\n"
+    "A board:  edgetl doctor --device user@orin"
 )
 
 _ROOM_GB = 2.0  # a bundle of a large backbone with its engines and calibration work

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 EXAMPLES = (
-    "Example:   edgetl domains photos/lab photos/field\n\n"
-    "For photos:  edgetl domains lab field --backbone mobilenet_v2 --weights mobilenet_v2.pth --image-size 128\n\n"
-    "With a picture:  edgetl domains lab field --picture domains.png --projection tsne"
+    "Embedded:    edgetl domains scans/old scans/new\n\n"
+    "For photos:  edgetl domains a b --backbone mobilenet_v2 --weights FILE.pth\n\n"
+    "A picture:   edgetl domains lab field --picture domains.png --projection tsne"
 )
 
 

@@ -23,8 +23,10 @@ if TYPE_CHECKING:
     from edgetl.monitor import Monitor
 
 EXAMPLES = (
-    "Examples:  edgetl export models/flowers --int8        "
-    "edgetl export models/flowers --int8 --target jetpack5 --max-drop 1"
+    "Jetson:     edgetl export models/flowers --int8\n\n"
+    "Older one:  edgetl export models/flowers --int8 --target jetpack5 --max-drop 1\n\n"
+    "CPU:        edgetl export models/flowers --int8 --target cpu\n\n"
+    "A gate:     edgetl export models/flowers --int8 --confident --guard-data more"
 )
 
 

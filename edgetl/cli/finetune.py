@@ -20,9 +20,11 @@ if TYPE_CHECKING:
     from edgetl.transfer import FinetuneOptions
 
 EXAMPLES = (
-    "Examples:  edgetl finetune photos --to models/flowers        "
-    "edgetl finetune photos --to models/flowers --backbone mobilenet_v3_small --image-size 160        "
-    "edgetl finetune torchvision:Flowers102 --to models/f102 --strategy linear-probe"
+    "Photos:      edgetl finetune photos --to models/flowers --image-size 160\n\n"
+    "A data set:  edgetl finetune torchvision:Flowers102 --to models/f102\n\n"
+    "Elsewhere:   edgetl finetune photos --to m --unlabelled field --adapt auto\n\n"
+    "Few labels:  edgetl finetune photos --to m --label-budget 5,10 --folds 5\n\n"
+    "Smaller:     edgetl finetune photos --to m --teacher models/large"
 )
 
 

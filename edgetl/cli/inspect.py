@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 EXAMPLES = (
-    "Examples:  edgetl inspect models/flowers        edgetl inspect models/flowers --json | jq .artifacts        "
-    "edgetl inspect models/flowers --layers --top 10"
+    "Look:     edgetl inspect models/flowers\n\n"
+    "Scripts:  edgetl inspect models/flowers --json | jq .artifacts\n\n"
+    "X-ray:    edgetl inspect models/flowers --layers --top 10"
 )
 
 ProfileOption = Annotated[Profile | None, typer.Option(help="With --layers: the int8 graph of this profile.")]

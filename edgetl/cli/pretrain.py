@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 EXAMPLES = (
-    "Example:  edgetl pretrain scans --to scans.safetensors        "
-    "then:  edgetl finetune few-scans --to models/mine --weights scans.safetensors"
+    "Pretrain:    edgetl pretrain scans --to scans.safetensors\n\n"
+    "Pass it on:  edgetl finetune few --to models/mine --weights scans.safetensors"
 )
 DEFAULT = "smallnet"
 

@@ -30,8 +30,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 EXAMPLES = (
-    "Example:   edgetl rank photos --weights mobilenet_v2.pth resnet18.safetensors --image-size 128\n\n"
-    "What is on this disk, within a budget:   edgetl rank photos --budget-ms 20 --budget-mb 15"
+    "Of files:      edgetl rank photos --weights a.pth b.pth --image-size 128\n\n"
+    "Of this disk:  edgetl rank photos --budget-ms 20 --budget-mb 15\n\n"
+    "Of the web:    edgetl rank photos --download --backbone resnet18"
 )
 STATE_DICTS = (".pth", ".pt", ".safetensors", ".bin", ".ckpt", ".tar")
 DEFAULT_WEIGHTS = ("embedded", "auto")

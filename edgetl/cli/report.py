@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 EXAMPLES = (
-    "Example:   edgetl report models/flowers --html flowers.html\n\n"
-    "And more:  edgetl report models/flowers --html flowers.html --card README.md --tensorboard runs"
+    "A page:    edgetl report models/flowers --html flowers.html\n\n"
+    "And more:  edgetl report models/flowers --card CARD.md --tensorboard runs"
 )
 
 HtmlOption = Annotated[

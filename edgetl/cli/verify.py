@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from edgetl.bundle import Check
 
-EXAMPLES = "Example:  edgetl verify models/flowers && rsync -a models/flowers board:"
+EXAMPLES = "Then send:  edgetl verify models/flowers && rsync -a models/flowers board:"
 
 
 def verify(

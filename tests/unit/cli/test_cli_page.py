@@ -42,6 +42,16 @@ def test_the_page_names_no_command_and_no_option_that_is_not_there() -> None:
     assert set(OPTION.findall(PAGE)) - there - OF_ALL == of_torchrun
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_examples_of_a_command_are_whole_lines_of_a_terminal_with_options_that_it_has(command: str) -> None:
+    shown = typer.main.get_command(app).commands[command].epilog.split("\n\n")  # type: ignore[attr-defined]
+    assert any(f"edgetl {command} " in f"{line} " for line in shown)
+    for line in shown:
+        assert len(line) <= 78 or "edgetl" not in line, line
+        for called in re.findall(r"edgetl ([a-z]+)([^&|>]*)", line):
+            assert set(OPTION.findall(called[1])) <= options(called[0]), line
+
+
 @pytest.mark.parametrize(("command", "fields"), [("finetune", OF_FINETUNE), ("bench", (*FIELDS, *ADDED))])
 def test_every_field_of_the_objects_is_on_the_page(command: str, fields: tuple[str, ...]) -> None:
     assert [name for name in fields if f'"{name}"' not in section(command)] == []
