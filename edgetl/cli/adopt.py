@@ -49,5 +49,5 @@ def _show(console: Console, result: dict[str, Any], has_data: bool) -> None:
     line = f"{result['bundle']}  {len(result['labels'])} classes, opset {result['opset']}, {counts}"
     console.print(line, soft_wrap=True, markup=False)
     more = "" if has_data else " --calib DATA --guard-data DATA"
-    line = f"next:  edgetl export {shell(result['bundle'])} --int8{more}"
+    line = f"Next: edgetl export {shell(result['bundle'])} --int8{more}"
     console.print(line, highlight=False, soft_wrap=True, markup=False)
