@@ -55,7 +55,10 @@ _GATHERED: dict[str, Callable[[list[Row]], list[Row]]] = {
     "choice": by_set,
     "peers_latency": tables_latency.beside,
 }
-_NOTES: dict[str, Callable[[list[Row]], list[str]]] = {"peers_latency": tables_latency.notes}
+_NOTES: dict[str, Callable[[list[Row]], list[str]]] = {
+    "peers_latency": tables_latency.notes,
+    "distance": tables_transfer.distance_notes,
+}
 
 
 def line(row: Row) -> str:
@@ -332,6 +335,7 @@ _TABLES: dict[str, tuple[list[str], Callable[[Row], list[str]]]] = {
         ],
         _adaptation,
     ),
+    "distance": (tables_transfer.DISTANCE, tables_transfer.distance),
     "contract": (
         [
             *("network", "fp32 accuracy", "verdict (drop on val, n)", "drop on val + test, points", "n", "agreement"),

@@ -6,8 +6,11 @@ from collections import Counter
 from statistics import mean, stdev
 from typing import Any
 
+from scipy.stats import spearmanr  # type: ignore[import-untyped]  # it ships none
+
 from benchmarks.rows import Row
 from benchmarks.strategies import STRATEGIES
+from edgetl.transfer.verdict import far_from, verdict
 
 STRATEGY = [
     *("data, labels: strategy", "seeds", "train images", "val, mean ± sd", "test, mean ± sd", "test images"),
@@ -17,6 +20,7 @@ DISTILLATION = [
     *("data: student", "taught by", "seeds", "labelled", "unlabelled", "test, mean ± sd", "test images"),
     *("the teacher's own test", "s"),
 ]
+DISTANCE = ["pair: features", "MMD^2", "p", "A-distance", "verdict", "kept there", "kept back", "images a side"]
 SCALE_FIT = ["fitted", "images", "features", "as a matrix, MB", "peak MB above the imports", "s"]
 
 
@@ -67,6 +71,45 @@ def distillation(row: Row) -> list[str]:
         spread(v["teacher_test_accuracy"]),
         _mean(v["seconds"]),
     ]
+
+
+def distance(row: Row) -> list[str]:
+    """One pair of domains on one kind of features; the verdict is by today's limits."""
+    v = row["values"]
+    return [
+        row["case"],
+        f"{v['mmd2']:.3f}",
+        f"{v['p_value']:.3f}",
+        f"{v['a_distance']:.2f}",
+        _verdict(v),
+        *(f"{100 * v[key]:.0f} %" for key in _KEPT),
+        str(v["n"]),
+    ]
+
+
+def distance_notes(rows: list[Row]) -> list[str]:
+    """For each kind of features how well MMD^2 orders the ordered pairs, and what is kept where it says which word."""
+    out = []
+    for name in dict.fromkeys(row["values"]["features"] for row in rows):
+        found = [row["values"] for row in rows if row["values"]["features"] == name]
+        mmd2, shares = [v["mmd2"] for v in found for _ in _KEPT], [v[key] for v in found for key in _KEPT]
+        by_word: dict[str, list[float]] = {}
+        for v in found:
+            by_word.setdefault(_verdict(v), []).extend(v[key] for key in _KEPT)
+        said = "; ".join(
+            f"{word}: {100 * mean(kept):.0f} % ({100 * min(kept):.0f} to {100 * max(kept):.0f}, n {len(kept)})"
+            for word, kept in by_word.items()
+        )
+        rho = float(spearmanr(mmd2, shares).statistic)
+        out.append(f"- {name}, far from {far_from(name)}: kept where it is {said}; Spearman's rho {rho:.2f}.\n")
+    return [*out, "\n"]
+
+
+_KEPT = ("kept_there", "kept_back")
+
+
+def _verdict(v: dict[str, Any]) -> str:
+    return verdict(v["mmd2"], v["p_value"], far_from(v["features"]))[0]
 
 
 def scale_fit(row: Row) -> list[str]:
