@@ -65,7 +65,12 @@ def run(quick: bool) -> Iterator[Row]:
             found = {folder.name: domain(folder, backbone, 70 if quick else IMAGES) for folder in folders}
             for one, other in combinations(found, 2):
                 case = f"{one}, {other}: {backbone.spec.name}"
-                known = {"features": backbone.spec.name, "source": one, "target": other, "n": len(found[one].targets)}
+                known: dict[str, Any] = {
+                    "features": backbone.spec.name,
+                    "source": one,
+                    "target": other,
+                    "n": len(found[one].targets),
+                }
                 yield row(Case("distance", case, quick), THREADS, {**known, **compared(found[one], found[other])})
 
 
