@@ -66,12 +66,12 @@ def probed(run: Run, part: large.Part) -> Probed:
     samples = [*part.train, *part.val]
     began = time.perf_counter()
     drawn = len(samples) < len(run.data.split("train")) + len(run.data.split("val"))
-    found = run.headless(run.folder / f"features{part.name}.f32", samples) if drawn else run.features(samples)
+    found = run.headless(run.folder / part.features, samples) if drawn else run.features(samples)
     if run.known is None and not run.images_per_second:
         run.images_per_second = len(samples) / (time.perf_counter() - began)
     n = len(part.train)
     targets, held = (np.array([s.target for s in samples], np.int64) for samples in (part.train, part.val))
-    path = run.folder / f"probe{part.name}.npz"
+    path = run.folder / part.probe
     if path.is_file():
         with np.load(path) as saved:
             fitted = probe.Probe(saved["weight"], saved["bias"], float(saved["c"]))

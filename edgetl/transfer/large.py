@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from edgetl.images import Dataset, Sample, draw_balanced
+from edgetl.images import Dataset, Sample, rank_of
 from edgetl.transfer import leakage
 from edgetl.transfer.augment import epoch_order
 from edgetl.transfer.feed import in_batches, part
@@ -24,11 +24,15 @@ PER_CLASS = 10  # of them at least
 
 @dataclass(frozen=True)
 class Part:
-    """Images that a linear probe is fitted to and judged on; `name` is of the files that this is kept in."""
+    """Images that a linear probe is fitted to and judged on, and the files of the run's folder that this is kept in.
 
-    name: str
+    The probe that competes is always in probe.npz: the adaptation (adapt/phase.py) reads its strength from there.
+    """
+
     train: Sequence[Sample]
     val: Sequence[Sample]
+    features: str = "features.f32"
+    probe: str = "probe.npz"
 
 
 def put_off(data: Dataset, options: FinetuneOptions) -> bool:
@@ -41,15 +45,16 @@ def put_off(data: Dataset, options: FinetuneOptions) -> bool:
 
 
 def competing(run: Run) -> Part:
-    """What the linear probe that competes with a training is fitted to: all, or a class-balanced draw of a large set.
+    """What the linear probe that competes with a training is fitted to: all, or a draw of a large set.
 
     All where the probe may be the result, or the classifiers of `features` are fitted to the same.
     """
     train, val, most = run.data.split("train"), run.data.split("val"), _enough(PROBE_IMAGES, run)
     if len(train) <= most or not run.plan.trains or run.options.plan.name == "auto" or run.known is not None:
-        return Part("", train, val)
-    run.monitor.say(f"the linear probe is fitted to {most} of {len(train)} training images, drawn by class")
-    return Part("-drawn", draw_balanced(train, most, run.options.seed), val)
+        return Part(train, val)
+    drawn = share_of(train, most, run.options.seed)
+    run.monitor.say(f"the linear probe is fitted to {len(drawn)} of {len(train)} training images, drawn by class")
+    return Part(drawn, val, "features-drawn.f32")
 
 
 def starting(run: Run) -> Part | None:
@@ -61,9 +66,26 @@ def starting(run: Run) -> Part | None:
     train, val, most = run.data.split("train"), run.data.split("val"), _enough(START_IMAGES, run)
     if not put_off(run.data, run.options) or not run.plan.trains or run.known is not None or len(train) <= most:
         return None
-    run.monitor.say(f"training starts from a linear probe on {most} of {len(train)} images, drawn by class")
-    drawn = draw_balanced(val, START_VAL, run.options.seed) if len(val) > START_VAL else val
-    return Part("-start", draw_balanced(train, most, run.options.seed), drawn)
+    drawn, held = (share_of(part, n, run.options.seed) for part, n in ((train, most), (val, START_VAL)))
+    run.monitor.say(f"training starts from a linear probe on {len(drawn)} of {len(train)} images, drawn by class")
+    return Part(drawn, held, "features-start.f32", "probe-start.npz")
+
+
+def share_of(samples: Sequence[Sample], count: int, seed: int) -> Sequence[Sample]:
+    """A seeded draw of about `count` images in which the classes have the shares that they have in all of them.
+
+    A class gives PER_CLASS all the same, or all it has; no image comes twice. A draw that evened the classes out would
+    give a probe that expects rare ones too often, and that loses on val to one which was fitted to all. With no more
+    than `count` images: all.
+    """
+    if len(samples) <= count:
+        return samples
+    classes: dict[int, dict[str, Sample]] = {}
+    for sample in sorted(samples, key=lambda s: (rank_of(seed, s.digest), s.path)):
+        classes.setdefault(sample.target, {}).setdefault(sample.digest, sample)
+    share = count / len(samples)
+    taken = (list(found.values())[: max(PER_CLASS, round(share * len(found)))] for _, found in sorted(classes.items()))
+    return [sample for part in taken for sample in part]
 
 
 def _enough(images: int, run: Run) -> int:

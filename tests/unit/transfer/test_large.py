@@ -2,10 +2,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
 
 from edgetl.errors import CorruptImage
-from edgetl.images import ReadOptions, read_data
+from edgetl.images import ReadOptions, Sample, read_data
 from edgetl.monitor import Monitor
 from edgetl.transfer import FinetuneOptions, blocks, finetune, large
 
@@ -131,3 +135,42 @@ def test_features_beyond_memory_come_to_the_same_with_folds_and_budgets(
     assert large["folds"]["pooled"]["confusion"] == small["folds"]["pooled"]["confusion"]
     assert large["label_budget"]["rows"] == small["label_budget"]["rows"]
     assert not (tmp_path / "large.work").exists()
+
+
+@given(st.lists(st.integers(0, 3), min_size=30, max_size=120), st.integers(5, 40), st.integers(0, 99))
+def test_a_draw_has_the_classes_in_their_shares_and_some_of_each(targets: list[int], count: int, seed: int) -> None:
+    samples = [Sample(f"{i}.png", target, f"{i % 100:064x}") for i, target in enumerate(targets)]
+    found = large.share_of(samples, count, seed)
+    assert len({s.path for s in found}) == len(found) and set(found) <= set(samples)
+    assert large.share_of(samples[::-1], count, seed) == found or len(samples) <= count
+    if len(samples) <= count:
+        assert found == samples
+        return
+    for target in set(targets):
+        have = len({s.digest for s in samples if s.target == target})
+        drawn = [s.digest for s in found if s.target == target]
+        assert len(set(drawn)) == len(drawn)
+        share = count / len(samples) * have
+        assert len(drawn) == min(have, max(large.PER_CLASS, round(share)))
+
+
+@pytest.mark.parametrize("strategy", ["lp-ft", "auto"])
+def test_a_large_set_is_adapted_too(
+    tmp_path: Path, make_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, strategy: str
+) -> None:
+    """The adaptation asks for the probe of a run that has fitted two, neither of them to all images."""
+    folder = make_folder(n=24)
+    rng = np.random.default_rng(0)
+    (tmp_path / "there").mkdir()
+    for i in range(16):
+        pixels = rng.integers(120, 250, (32, 32, 3), dtype=np.uint8)
+        pixels[i % 2 :: 2 + i % 2] //= 3
+        Image.fromarray(pixels).save(tmp_path / "there" / f"{i}.png")
+    sizes = {"EAGER_IMAGES": 10, "START_IMAGES": 8, "START_VAL": 4, "PROBE_IMAGES": 16, "PER_CLASS": 1}
+    for name, value in sizes.items():
+        monkeypatch.setattr(large, name, value)
+    asked = {"adapt": "standardise", "unlabelled": tmp_path / "there", "strategy": strategy}
+    result, order = _run(folder, tmp_path / "b", **asked)
+    assert [line for line in order.said if "16 of 32 training images" in line] or strategy == "auto"
+    assert result["adaptation"]["n_unlabelled"] == 16
+    assert [score["name"] for score in result["adaptation"]["scores"]], "candidates were fitted"
