@@ -41,6 +41,7 @@ class Teacher:
     bundle: Bundle
     sha256: str  # of its checkpoint
     columns: tuple[int, ...]
+    trained_on: frozenset[str] = frozenset()  # digests of its training images
 
     def logits(
         self,
@@ -82,20 +83,22 @@ def open_teacher(path: Path, data: Dataset, monitor: Monitor = SILENT) -> Teache
         ]
         raise InputError("the teacher has other labels", "; ".join(parts), "use a bundle of the same classes")
     held_out = {s.digest for split in ("val", "test") for s in data.split(split)}
-    seen = len(held_out & _trained_on(bundle))
+    columns = tuple(bundle.labels.index(label) for label in data.labels)
+    teacher = Teacher(bundle, str(checkpoint["sha256"]), columns, _trained_on(bundle))
+    seen = len(held_out & teacher.trained_on)
     if seen:
         monitor.warn(
             f"the teacher was trained on {seen} of the {len(held_out)} val and test images: their accuracy is too good"
         )
-    return Teacher(bundle, str(checkpoint["sha256"]), tuple(bundle.labels.index(label) for label in data.labels))
+    return teacher
 
 
-def _trained_on(bundle: Bundle) -> set[str]:
+def _trained_on(bundle: Bundle) -> frozenset[str]:
     found = bundle.artifacts("splits")
     if not found:
-        return set()
+        return frozenset()
     rows = read_json(bundle.file(found[-1]), "splits")
-    return {s.digest for s in Dataset.from_json(rows, bundle.path, bundle.labels).split("train")}
+    return frozenset(s.digest for s in Dataset.from_json(rows, bundle.path, bundle.labels).split("train"))
 
 
 def unlabelled_for(run: Run) -> list[Sample]:
@@ -104,8 +107,7 @@ def unlabelled_for(run: Run) -> list[Sample]:
     found = without(run.start.unlabelled, held_out)
     if len(found) < len(run.start.unlabelled):
         run.monitor.say(f"{len(run.start.unlabelled) - len(found)} unlabelled images are held out here: not taught on")
-    corrupt = run.store.fill(found, run.options.skip_corrupt, run.monitor)
-    return [sample for sample in found if sample.digest not in corrupt]
+    return run.decoded(found)
 
 
 def distillation(run: Run, unlabelled: Sequence[Sample]) -> Distillation:
@@ -124,6 +126,8 @@ class Distillation(ExtraLoss):
     with weight 1 this is their mixture of share and 1 - share, but for a factor.
     """
 
+    of_whole_batch = True  # unlabelled images count too, and a process may have some and no labelled one left
+
     def __init__(self, samples: Sequence[Sample], logits: npt.NDArray[np.float32]) -> None:
         super().__init__()
         self._place = {sample.digest: place for place, sample in enumerate(samples)}
@@ -132,12 +136,18 @@ class Distillation(ExtraLoss):
     def forward(self, step: Step) -> torch.Tensor:
         """The loss over the labelled and the unlabelled images of the step."""
         student = torch.cat([step.outputs[0], step.unlabelled_outputs[0]])
-        places = [self._place[s.digest] for s in (*step.samples, *step.unlabelled_samples)]
+        labelled = step.samples[: len(step.outputs[0])]  # an image that is passed for form's sake is no row of these
+        places = [self._place[s.digest] for s in (*labelled, *step.unlabelled_samples)]
         teacher = self._logits[0][places].to(student.device)
-        return SHARE / (1 - SHARE) * soft_loss(student, teacher)
+        whole = step.place[1] + step.place_unlabelled[1] or len(student)  # images of the step, over all processes
+        # The processes' gradients are averaged: of sums, each times their number, that is the sum's.
+        return SHARE / (1 - SHARE) * step.group.size * soft_loss(student, teacher, images=whole)
 
 
-def soft_loss(student: torch.Tensor, teacher: torch.Tensor, temperature: float = TEMPERATURE) -> torch.Tensor:
-    """T^2 KL(softmax(teacher/T) || softmax(student/T)) of logits (B, C), a mean over images."""
+def soft_loss(
+    student: torch.Tensor, teacher: torch.Tensor, temperature: float = TEMPERATURE, images: int | None = None
+) -> torch.Tensor:
+    """T^2 KL(softmax(teacher/T) || softmax(student/T)) of logits (B, C), summed and divided by `images` (None: B)."""
     ours, theirs = ((logits / temperature).log_softmax(1) for logits in (student, teacher))
-    return temperature**2 * functional.kl_div(ours, theirs, reduction="batchmean", log_target=True)
+    total = functional.kl_div(ours, theirs, reduction="sum", log_target=True)
+    return temperature**2 * (total / (len(student) if images is None else images))

@@ -85,6 +85,7 @@ def cross_validate(run: Run, k: int) -> dict[str, Any]:
     folder.mkdir(exist_ok=True)
     rows, logits, targets = [], [], []
     parts, alike = run.group.first(lambda: _looked_at(run, k))
+    _warn_of_the_teacher(run, parts)
     for number, division in enumerate(parts, start=1):
         row, answers = _fold(divided(run, division, folder / str(number), f"fold {number} of {k}"), number)
         rows.append(row)
@@ -103,6 +104,17 @@ def cross_validate(run: Run, k: int) -> dict[str, Any]:
         "pooled": pooled,
         "per_fold": rows,
     }
+
+
+def _warn_of_the_teacher(run: Run, parts: Sequence[Dataset]) -> None:
+    """A fold holds out what was training data of the run, and so perhaps of its teacher, who tells what it learnt."""
+    held_out = {sample.digest for division in parts for sample in division.split("test")}
+    seen = len(held_out & run.start.teacher.trained_on) if run.start.teacher else 0
+    if seen:
+        run.monitor.warn(
+            f"the teacher was trained on {seen} of the {len(held_out)} images that the folds hold out: the figures on "
+            "folds are too good; cross-validate without --teacher"
+        )
 
 
 def _looked_at(run: Run, k: int) -> tuple[list[Dataset], int | None]:

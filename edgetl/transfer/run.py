@@ -79,6 +79,19 @@ class Run:
         """METRICS of cli.md for the logits (N, C) of a split."""
         return metrics(logits, self.targets(split), self.data.labels)
 
+    def decoded(self, samples: Sequence[Sample]) -> list[Sample]:
+        """`samples`, each decoded once, a part by each process; corrupt ones are told and missing with --skip-corrupt.
+
+        Raises CorruptImage without it, DataError: the same in every process.
+        """
+        mine, skip = samples[self.group.rank :: self.group.size], self.options.skip_corrupt
+        parts = self.group.each(lambda: self.store.fill(mine, skip, self.monitor))
+        corrupt = {digest: error for part in parts for digest, error in part.items()}
+        self.store.refresh()
+        for error in corrupt.values():
+            self.monitor.warn(f"left out: {error}")
+        return [sample for sample in samples if sample.digest not in corrupt]
+
     def features(self, samples: Sequence[Sample]) -> Logits:
         """What the frozen backbone makes of the samples, float32 (N, D): read where known, else kept in `folder`."""
         if self.known is not None:

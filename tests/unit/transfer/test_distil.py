@@ -14,6 +14,7 @@ from edgetl.images import ReadOptions, Sample, read_data
 from edgetl.monitor import Monitor
 from edgetl.transfer import FinetuneOptions, distil, finetune
 from edgetl.transfer.network import TorchBackend
+from edgetl.transfer.processes import Group
 from edgetl.transfer.step import Step
 
 
@@ -95,3 +96,61 @@ def test_a_teacher_that_was_trained_on_held_out_images_is_warned_of(tmp_path: Pa
     assert warned == [], "the same splits hold out the same images"
     distil.open_teacher(tmp_path / "same", read_data(str(folder), ReadOptions(seed=5)), monitor)
     assert "val and test images" in warned[0]
+
+
+@pytest.mark.parametrize("parts", [(4, 1), (5, 0), (2, 3)])
+def test_the_mean_of_the_processes_losses_is_the_loss_of_the_whole_step(parts: tuple[int, int]) -> None:
+    """Five labelled images, unevenly divided (who has none passes one for form's sake), and three unlabelled ones."""
+    samples = [Sample(f"{i}.png", 0, f"{i:064x}") for i in range(8)]
+    rng = torch.Generator().manual_seed(0)
+    teacher, student = torch.randn(2, 8, 3, generator=rng)
+    loss = distil.Distillation(samples, teacher.numpy())
+    others = (samples[5:7], samples[7:])
+
+    def step(rows: slice, passed: list[Sample], own: list[Sample], group: Group) -> Step:
+        first = int(own[0].path[0])
+        outputs = (student[rows],), None, (student[first : first + len(own)],), own
+        place = (rows.start, 5), (first - 5, 3)
+        return Step(None, passed, None, None, *outputs, 1, 0, 0.0, group, *place)  # type: ignore[arg-type]
+
+    whole = loss(step(slice(0, 5), samples[:5], samples[5:], Group()))
+    pair = Group()
+    pair.size = 2
+    bounds = ((0, parts[0]), (parts[0], 5))
+    found = [
+        loss(step(slice(*bound), samples[slice(*bound)] or samples[:1], own, pair))
+        for bound, own in zip(bounds, others, strict=True)
+    ]
+    assert float(sum(found) / 2) == pytest.approx(float(whole), rel=1e-6)
+
+
+def test_folds_that_hold_out_what_the_teacher_was_trained_on_are_warned_of(tmp_path: Path, folder: Path) -> None:
+    """val and test of the run are new to it, so nothing is said of them; a fold holds out the run's training images."""
+    warned: list[str] = []
+    monitor = Monitor()
+    monitor.warn = warned.append  # type: ignore[method-assign]
+    given: dict[str, Any] = {
+        "weights": "embedded",
+        "epochs": 1,
+        "amp": "off",
+        "teacher": _teacher(folder, tmp_path / "t"),
+    }
+    finetune(read_data(str(folder)), tmp_path / "b", FinetuneOptions(**given), monitor)
+    assert warned == []
+    result = finetune(read_data(str(folder)), tmp_path / "f", FinetuneOptions(**given, folds=2), monitor)
+    (line,) = warned
+    assert f"{result['n']['train']} of the 40 images that the folds hold out" in line
+
+
+def test_corrupt_unlabelled_images_are_named_to_a_teacher_too(tmp_path: Path, folder: Path) -> None:
+    unlabelled = tmp_path / "more"
+    unlabelled.mkdir()
+    (unlabelled / "bad.png").write_bytes(b"no image")
+    (unlabelled / "good.png").write_bytes((folder / "left" / "000.png").read_bytes() + b"\0")
+    warned: list[str] = []
+    monitor = Monitor()
+    monitor.warn = warned.append  # type: ignore[method-assign]
+    given: dict[str, Any] = {"weights": "embedded", "epochs": 1, "amp": "off", "skip_corrupt": True}
+    teacher = {"teacher": _teacher(folder, tmp_path / "t"), "unlabelled": unlabelled}
+    finetune(read_data(str(folder)), tmp_path / "b", FinetuneOptions(**given, **teacher), monitor)
+    assert [line for line in warned if "bad.png" in line]
