@@ -108,11 +108,17 @@ def folded(
 
 
 def folds_of(targets: Ints, seed: int, at_most: int) -> tuple[Ints, Ints]:
-    """Stratified folds of up to `at_most` images: their places in a seeded order, and each one's fold.
+    """Stratified folds of about `at_most` images: their places in a seeded order, and each one's fold.
 
-    A class with a single image there is always fitted on and never held out: its fold is -1.
+    Of a class that the draw nearly misses, FOLDS images (or all) join: a fit without a class would be judged by other
+    classes' answers. A class with a single image there is always fitted on and never held out: its fold is -1.
     """
-    order = np.random.default_rng(seed).permutation(len(targets))[:at_most]
+    places = np.random.default_rng(seed).permutation(len(targets))
+    nth = np.zeros(len(places), np.int64)  # of its class, in this order
+    for target in np.unique(targets):
+        members = targets[places] == target
+        nth[members] = np.arange(members.sum())
+    order = places[(np.arange(len(places)) < at_most) | (nth < FOLDS)]
     fold = np.full(len(order), -1, np.int64)
     for target in np.unique(targets[order]):
         members = np.flatnonzero(targets[order] == target)

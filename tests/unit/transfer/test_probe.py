@@ -84,3 +84,24 @@ def test_a_probe_is_finite_and_repeatable(classes: int, each: int, seed: int) ->
     first, second = (probe.fit(features, targets, classes, seed) for _ in range(2))
     assert np.array_equal(first.weight, second.weight)
     assert np.isfinite(first.logits(features)).all()
+
+
+def test_a_class_that_a_draw_would_miss_is_in_every_fit_of_the_choice() -> None:
+    """Two classes, one of which has 4 of 8,000 images: a plain draw of 3,000 holds none of them in most seeds."""
+    targets = np.zeros(8000, np.int64)
+    targets[[5, 600, 4000, 7999]] = 1
+    for seed in range(5):
+        order, fold = probe.folds_of(targets, seed, probe.CV_IMAGES)
+        assert len(np.unique(order)) == len(order) and probe.CV_IMAGES <= len(order) <= probe.CV_IMAGES + probe.FOLDS
+        for held in range(probe.FOLDS):
+            assert set(targets[order][fold != held]) == {0, 1}
+    features = np.random.default_rng(0).normal(size=(8000, 4)).astype(np.float32)
+    features[:, 0] += 8 * targets
+    fitted = probe.fit(features, targets, 2, seed=1)
+    assert (fitted.logits(features).argmax(1) == targets)[targets == 1].all()
+
+
+def test_a_draw_that_misses_no_class_is_as_it_was() -> None:
+    targets = np.arange(5000) % 7
+    order, _ = probe.folds_of(targets, 3, 1500)
+    assert np.array_equal(order, np.random.default_rng(3).permutation(5000)[:1500])
