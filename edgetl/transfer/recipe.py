@@ -67,7 +67,8 @@ def recipe_for(options: FinetuneOptions, images: int, plan: Strategy | None = No
         body_lr=lr * plan.body_lr,
         stage_decay=plan.stage_decay,
         patience=max(3, epochs // 3),
-        freeze_statistics=plan.freezes_statistics and images < FROZEN_STATISTICS_BELOW,
+        # Random weights have no statistics that are worth keeping, whatever the strategy.
+        freeze_statistics=plan.freezes_statistics and images < FROZEN_STATISTICS_BELOW and options.source != "none",
         gradual=plan.gradual,
         # Pulling towards the start takes the place of pulling towards 0 (Li et al. 2018; DELTA's regulariser too).
         weight_decay=0.0 if options.keep in ("l2sp", "delta") else WEIGHT_DECAY,

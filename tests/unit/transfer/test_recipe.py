@@ -17,7 +17,9 @@ def test_small_sets_get_more_epochs_and_frozen_statistics() -> None:
     assert few.epochs > many.epochs >= recipe.FEWEST_EPOCHS
     assert few.freeze_statistics
     assert not many.freeze_statistics
-    assert not recipe.recipe_for(FinetuneOptions(weights="none"), 100).freeze_statistics, "scratch has none to keep"
+    for strategy in ("scratch", "full", "lp-ft"):
+        random = FinetuneOptions(weights="none", strategy=strategy)
+        assert not recipe.recipe_for(random, 100).freeze_statistics, "random weights have none to keep"
 
 
 def test_options_win_over_the_recipes_own_choice() -> None:
