@@ -116,8 +116,11 @@ def from_csv(path: Path) -> Tuple[List[Found], List[str]]:
                 )
             reader.fieldnames = columns
             rows = [(reader.line_num, row) for row in reader]
-    except (UnicodeDecodeError, csv.Error) as error:
+    except UnicodeDecodeError as error:
         raise DataError("the CSV cannot be read", "%s (%s)" % (path, error), "save it as UTF-8") from error
+    except csv.Error as error:
+        do = 'quote a whole value, "like, this", and double the quotes in it'
+        raise DataError("the CSV cannot be read", "%s (%s)" % (path, error), do) from error
     except OSError as error:
         raise DataError("the CSV cannot be read", "%s (%s)" % (path, error.strerror), "make it readable") from error
     if not rows:

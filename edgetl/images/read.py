@@ -35,7 +35,8 @@ def read_data(source: str, options: Optional[ReadOptions] = None, monitor: Monit
         raise DataError("no such folder or CSV file", source, "check the path")
     root = Path(os.path.abspath(str(root)))
     relative = _relative([f.path for f in found], root)
-    found = _grouped(found, relative, options.group_by)
+    found, unmatched = _grouped(found, relative, options.group_by)
+    warnings += unmatched
     labels = _labels(found, options.labels, source)
     index = {label: i for i, label in enumerate(labels)}
     samples = [
@@ -43,6 +44,8 @@ def read_data(source: str, options: Optional[ReadOptions] = None, monitor: Monit
         for f, path, digest in zip(found, relative, hashed([f.path for f in found], monitor))
     ]
     warnings += _two_labels([s for _, s in samples], labels, options.strict)
+    for line in _groups_told([s for _, s in samples], labels):
+        monitor.say(line)
     return _split(samples, root, labels, options, warnings)
 
 
@@ -63,9 +66,10 @@ def _relative(paths: Sequence[str], root: Path) -> List[str]:
     return out
 
 
-def _grouped(found: List[Found], relative: Sequence[str], pattern: str) -> List[Found]:
+def _grouped(found: List[Found], relative: Sequence[str], pattern: str) -> Tuple[List[Found], List[str]]:
+    """(files with their groups, warnings)."""
     if not pattern:
-        return found
+        return found, []
     try:
         regex = re.compile(pattern)
     except re.error as error:
@@ -79,7 +83,34 @@ def _grouped(found: List[Found], relative: Sequence[str], pattern: str) -> List[
         out.append(item._replace(group=key or item.group))
     if not hits:
         raise DataError("--group-by matches no path", pattern, "it is searched in paths such as " + relative[0])
-    return out
+    other = next((path for item, path in zip(out, relative) if not item.group), None)
+    if other is None:
+        return out, []
+    count = sum(not item.group for item in out)
+    return out, ["--group-by leaves %d of %d images in no group, such as %s" % (count, len(out), other)]
+
+
+def _groups_told(samples: Sequence[Sample], labels: Sequence[str]) -> List[str]:
+    """A line on the groups, where there are any: a pattern that catches too little or too much is seen at once."""
+    classes: Dict[str, Set[int]] = {}
+    for sample in samples:
+        if sample.group:
+            classes.setdefault(sample.group, set()).add(sample.target)
+    if not classes:
+        return []
+    grouped = sum(bool(sample.group) for sample in samples)
+    line = "%d images in %d groups" % (grouped, len(classes))
+    if grouped == len(classes):
+        line += ": no two share one, so nothing is kept together"
+    several = [group for group, targets in classes.items() if len(targets) > 1]
+    if several:
+        names = ", ".join(labels[target] for target in sorted(classes[several[0]])[:3])
+        line += "; %d hold several classes, such as %s (%s), and stay in one split too" % (
+            len(several),
+            several[0],
+            names,
+        )
+    return [line]
 
 
 def _labels(found: Sequence[Found], wanted: Tuple[str, ...], source: str) -> Tuple[str, ...]:

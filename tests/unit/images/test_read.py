@@ -218,7 +218,8 @@ def test_a_csv_may_name_images_above_itself(tmp_path):
         ("path,label", ["a/00.jpg,a", "a/../a/00.jpg,b"], r"the CSV names a file twice: .*00\.jpg"),
         ("path,label,split", ["a/00.jpg,a,validation"], "split must be train, val or test: 'validation' in"),
         ("path,label,split", ["a/00.jpg,a,"], "split must be train, val or test"),
-        ("path,label", ['"a/00.jpg,a'], "the CSV cannot be read"),
+        ("path,label", ['"a/00.jpg,a'], "the CSV cannot be read.*quote a whole value"),
+        ("path,label", ['"a/00.jpg" x,a'], "the CSV cannot be read.*quote a whole value"),
     ],
 )
 def test_csvs_that_cannot_be_used(tmp_path, head, rows, message):
@@ -248,6 +249,31 @@ def test_groups_by_pattern_stay_together(tmp_path):
     assert len(sides) == 20
     assert all(len(names) == 1 for names in sides.values())
     assert data.counts("val") == {"a": 8, "b": 8}
+
+
+class Said(Monitor):
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "said", "warned"),
+    [
+        (r"\w/p\d+_", "16 images in 4 groups", ()),
+        (r"p(\d+)_", "16 images in 2 groups; 2 hold several classes, such as 0 (a, b), and stay in one split too", ()),
+        (r".*", "16 images in 16 groups: no two share one, so nothing is kept together", ()),
+        (r"a/p\d", "8 images in 2 groups", ("--group-by leaves 8 of 16 images in no group, such as b/p0_0.jpg",)),
+    ],
+)
+def test_what_a_group_pattern_catches_is_told(tmp_path, pattern, said, warned):
+    root = write(tmp_path, {f"{c}/p{i // 4}_{i}.jpg": f"{c}{i}" for c in "ab" for i in range(8)})
+    monitor = Said()
+    data = read_data(str(root), ReadOptions(group_by=pattern, val_fraction=0.25, test_fraction=0), monitor)
+    assert [line for line in monitor.lines if "group" in line] == [said]
+    assert tuple(line for line in data.warnings if "group" in line) == warned
 
 
 @pytest.mark.parametrize(
