@@ -1,10 +1,10 @@
 """What a distance between two domains means for transfer, as one word with its reason.
 
-The limits were measured (`python -m benchmarks distance`) on the 18 ordered pairs within pacs_mini and within digits, 420
-images a domain: how much of what a linear probe learns within the target a probe from the source keeps, chance taken
-off. With ImageNet features (mobilenet_v2, 96 px) the 10 pairs below MMD^2 = 0.15 keep 47 % on average (24 to 74 %),
-the 8 above 12 % (0 to 32 %). The embedded backbone's features spread less: 14 pairs below 0.10 keep 64 % (33 to 99),
-4 above 20 % (5 to 29). Halves of one domain: -0.002 to +0.001 (20 cases).
+The limits were measured (`python -m benchmarks distance`) on the 18 ordered pairs within pacs_mini and within digits,
+420 images a domain: how much of what a linear probe learns within the target a probe from the source keeps, chance
+taken off. With ImageNet features (mobilenet_v2, 96 px) the 10 pairs below MMD^2 = 0.15 keep 47 % on average (24 to
+74 %), the 8 above 12 % (0 to 32 %). The embedded backbone's features spread less: 14 pairs below 0.10 keep 64 % (33 to
+99), 4 above 20 % (5 to 29). Halves of one domain: -0.002 to +0.001 (20 cases).
 """
 
 from __future__ import annotations
