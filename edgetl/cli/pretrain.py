@@ -67,10 +67,14 @@ def pretrain(
         tune_for_training()
         from edgetl.images import read_data
         from edgetl.transfer.pretrain import pretrain as stage
+        from edgetl.transfer.processes import joined
 
-        folder = options.folder_of(data, data_root, run.monitor)
         try:
-            result = stage(read_data(folder, reading, run.monitor), to, wanted, run.monitor)
+            with joined(wanted.device) as group:
+                found = group.first(
+                    lambda: read_data(options.folder_of(data, data_root, run.monitor), reading, run.monitor)
+                )
+                result = stage(found, to, wanted, run.monitor, group=group)
         except KeyboardInterrupt:
             run.monitor.say("what was done so far is kept: the same command with --resume continues it")
             raise

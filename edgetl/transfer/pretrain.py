@@ -7,7 +7,7 @@ recorded is the network's weights with a card, and no bundle.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +16,11 @@ from edgetl.errors import BundleError, InputError
 from edgetl.images import Dataset
 from edgetl.monitor import SILENT, Monitor
 from edgetl.transfer.options import FinetuneOptions
-from edgetl.transfer.stage import begin, other_options
+from edgetl.transfer.stage import begin, follow, other_options
 
 if TYPE_CHECKING:
     from edgetl.transfer.prepare import Start
+    from edgetl.transfer.processes import Group
     from edgetl.transfer.step import MakesViews
 
 WORK = "pretrain"
@@ -32,15 +33,25 @@ def pretrain(
     options: FinetuneOptions,
     monitor: Monitor = SILENT,
     views: Callable[[Start], MakesViews] | None = None,
+    group: Group | None = None,
 ) -> dict[str, Any]:
     """Train a backbone on `data` from random weights and write the file `to`; returns pretrain's object.
 
     `options` must be those of the strategy "scratch". `views` makes the random views of training images where the
-    usual ones do not do. Raises InputError and its kinds, BundleError (a file is there, or another writer), StageError.
+    usual ones do not do. Every process of `group` calls this and gets the result; the first one alone writes the file
+    and speaks. Raises InputError and its kinds, BundleError (a file is there, or another writer), StageError.
     """
     from edgetl.transfer import weights_file
     from edgetl.transfer.prepare import prepare
+    from edgetl.transfer.processes import ALONE
 
+    group = group or ALONE
+
+    def phases(start: Start, folder: Path, monitor: Monitor) -> dict[str, Any]:
+        return _carry_out(data, to, start, options, folder, monitor, views, group)
+
+    if group.rank:
+        return follow(data, options, group, phases)
     weights_file.check_name(to)
     if to.exists() and not options.overwrite and not options.resume:
         raise BundleError("there is something at this place already", to, "use --overwrite, or another --to")
@@ -52,8 +63,11 @@ def pretrain(
         finished = _finished(to, start, options) if options.resume else None
         if finished is None:
             begin(folder, start, options)
+        group.first(lambda: (folder, finished))
+        if finished is None:
+            group.wait()  # until the others have copied what is there
             try:
-                finished = _carry_out(data, to, start, options, folder, monitor, views)
+                finished = phases(start, folder, monitor)
             except InputError:
                 bundles.sweep(folder)
                 raise
@@ -88,19 +102,27 @@ def _carry_out(
     folder: Path,
     monitor: Monitor,
     views: Callable[[Start], MakesViews] | None,
+    group: Group,
 ) -> dict[str, Any]:
-    from edgetl.transfer import leakage, weights_file
+    import torch
+
+    from edgetl.transfer import large, leakage
     from edgetl.transfer.fit import fit
     from edgetl.transfer.pixels import PixelStore
     from edgetl.transfer.run import Run
     from edgetl.transfer.sound import sound
 
     began = time.perf_counter()
-    store = PixelStore(folder, data.root, start.preprocess)
+    shared = folder if group.rank == 0 else folder.parent
+    store = PixelStore(shared, data.root, start.preprocess, process=group.rank, processes=group.size)
     try:
-        data, alike = sound(data, store, options, monitor)
-        run = Run(data, start, options, folder, store, monitor, views=views(start) if views else None)
+        later = large.put_off(data, options)
+        data, alike = sound(data, store, options, monitor, group, later)
+        start.network.to(start.device).to(memory_format=torch.channels_last)
+        run = Run(data, start, options, folder, store, monitor, views=views(start) if views else None, group=group)
         found = fit(run)
+        if later:
+            alike = large.near_duplicates(run)
         test = run.logits("test") if data.split("test") else None
     finally:
         store.close()
@@ -116,10 +138,18 @@ def _carry_out(
         "test": None if test is None else run.metrics(test, "test"),
         "near_duplicates": None if alike is None else leakage.summary(alike),
     }
-    # No times: the same run gives the same bytes.
-    history = [{k: v for k, v in line.items() if k not in TIMES} for line in found.tuned.history]
-    training = {"identity": start.identity, "history": history, "result": result}
-    card = weights_file.Card(start.spec.name, start.arguments, data.labels, start.preprocess, training)
-    weights_file.write(to, start.network.backbone.state_dict(), card)
+    group.first(lambda: _write(to, start, data.labels, found.tuned.history, result))
     times = (round(time.perf_counter() - began, 3), round(run.images_per_second, 2))
-    return _described(to, result, dict(zip(TIMES, times, strict=True)))
+    return group.first(lambda: _described(to, result, dict(zip(TIMES, times, strict=True))))
+
+
+def _write(
+    to: Path, start: Start, labels: Sequence[str], history: list[dict[str, Any]], result: dict[str, Any]
+) -> None:
+    from edgetl.transfer import weights_file
+
+    # No times: the same run gives the same bytes.
+    kept = [{k: v for k, v in line.items() if k not in TIMES} for line in history]
+    training = {"identity": start.identity, "history": kept, "result": result}
+    card = weights_file.Card(start.spec.name, start.arguments, tuple(labels), start.preprocess, training)
+    weights_file.write(to, start.network.backbone.state_dict(), card)

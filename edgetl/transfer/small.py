@@ -38,7 +38,7 @@ class BasicBlock(nn.Module):
 
 
 class SmallNet(nn.Module):
-    """float32 (B, 3, S, S), normalised RGB, S >= 16 -> logits (B, num_classes)."""
+    """float32 (B, 3, S, S), normalised RGB, S >= 8 -> logits (B, num_classes)."""
 
     def __init__(self, num_classes: int = 1000) -> None:
         super().__init__()

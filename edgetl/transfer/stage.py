@@ -7,6 +7,7 @@ so that a killed run is continued where it stopped. torch and scikit-learn load 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,8 +44,14 @@ def finetune(
     from edgetl.transfer.processes import ALONE
 
     group = group or ALONE
+
+    def phases(start: Start, folder: Path, monitor: Monitor) -> dict[str, Any]:
+        from edgetl.transfer.phases import carry_out
+
+        return carry_out(data, to, start, options, folder, monitor, group)
+
     if group.rank:
-        return _follow(data, to, options, group)
+        return follow(data, options, group, phases)
     there = to.exists() and not (to.is_dir() and not any(to.iterdir()))
     if there and not options.overwrite and not options.resume:
         raise BundleError("there is something at this place already", to, "use --overwrite, or another --to")
@@ -66,9 +73,7 @@ def finetune(
         group.first(lambda: (folder, None))
         group.wait()  # until the others have copied what is there
         try:
-            from edgetl.transfer.phases import carry_out
-
-            result = carry_out(data, to, start, options, folder, monitor, group)
+            result = phases(start, folder, monitor)
         except InputError:
             bundles.sweep(folder)
             raise
@@ -76,30 +81,30 @@ def finetune(
     return result
 
 
-def _follow(data: Dataset, to: Path, options: FinetuneOptions, group: Group) -> dict[str, Any]:
+def follow(
+    data: Dataset, options: FinetuneOptions, group: Group, phases: Callable[[Start, Path, Monitor], dict[str, Any]]
+) -> dict[str, Any]:
     """What every process but the first does: the same phases, on a copy of what a killed run left in its folder.
 
     So all come to the same decisions, whatever they are read from, and none reads what another is writing.
-    Raises StageError where the work folder is not the same one here.
+    The first process calls `group.first` with (work folder, result or None), then `group.wait`. Raises StageError where
+    the work folder is not the same one here.
     """
     found: tuple[Path, dict[str, Any] | None] = group.first(_nothing)
     folder, result = found
     if result is not None:
         return result
-    from edgetl.transfer.phases import carry_out
     from edgetl.transfer.prepare import prepare
 
     start = prepare(data, options)
     if not folder.is_dir():
-        raise StageError(
-            "a process does not see the bundle's work folder", folder, "put --to where all machines see it"
-        )
+        raise StageError("a process does not see the work folder", folder, "put --to where all machines see it")
     own = folder / f"process-{group.rank}"
     bundles.sweep(own)
     with disk_errors(own):
         shutil.copytree(folder, own, ignore=shutil.ignore_patterns(*NOT_COPIED))
     group.wait()
-    return carry_out(data, to, start, options, own, SILENT, group)
+    return phases(start, own, SILENT)
 
 
 def _nothing() -> Any:

@@ -20,8 +20,8 @@ from typer.testing import CliRunner
 
 from edgetl.bundle import Bundle, work_dir
 from edgetl.cli.app import app
-from edgetl.errors import WeightsError
-from edgetl.transfer import weights, weights_file
+from edgetl.errors import InputError, WeightsError
+from edgetl.transfer import large, weights, weights_file
 
 ROOT = Path(__file__).resolve().parents[2]
 FAST = ("--backbone", "plaincnn", "--backbone-args", "width=4,hidden=8", "--device", "cpu", "--amp", "off")
@@ -115,6 +115,37 @@ def test_bad_places_and_bad_files(tmp_path: Path, photos: Path) -> None:
     (tmp_path / "text.safetensors").write_text("no weights")
     assert weights_file.card_of(tmp_path / "text.safetensors") is None
     assert weights_file.card_of(tmp_path / "nowhere.pth") is None
+
+
+def test_the_network_trains_where_the_run_is_to_train(tmp_path: Path, photos: Path) -> None:
+    """On the run's device and laid out as its images are, before anything passes through it."""
+    from edgetl.images import ReadOptions, read_data
+    from edgetl.transfer import FinetuneOptions
+    from edgetl.transfer.pretrain import pretrain
+
+    started: list[Any] = []
+
+    def views(start: Any) -> Any:
+        started.append((start.device, [p for p in start.network.parameters() if p.ndim == 4]))
+        raise InputError("seen", "enough", "end here")
+
+    options = FinetuneOptions(backbone="plaincnn", weights="none", strategy="scratch", epochs=1)
+    with pytest.raises(InputError, match="enough"):
+        pretrain(read_data(str(photos), ReadOptions()), tmp_path / "own.pth", options, views=views)
+    ((device, kernels),) = started
+    assert {p.device.type for p in kernels} == {device.type}
+    assert all(p.is_contiguous(memory_format=torch.channels_last) for p in kernels)
+
+
+def test_a_large_set_is_not_decoded_before_training_starts(
+    tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(large, "EAGER_IMAGES", 30)
+    monkeypatch.setattr(large, "START_IMAGES", 10)
+    made = done("pretrain", photos, "--to", tmp_path / "own.pth", *FAST, "--epochs", 2)
+    assert made["near_duplicates"] is not None and made["val"]["n"] == made["n"]["val"]
+    ran = edgetl("pretrain", photos, "--to", tmp_path / "again.pth", *FAST, "--epochs", 2)
+    assert "training starts from a linear probe on" in ran.stderr
 
 
 @pytest.mark.slow

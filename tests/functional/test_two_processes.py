@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 CHILD = Path(__file__).with_name("two_processes_child.py")
 ROOT = Path(__file__).resolve().parents[2]
@@ -84,6 +85,26 @@ def test_the_command_gives_the_same_bundle_and_speaks_once(tmp_path: Path, make_
         assert one[key] == two[key]
     for key in ("val", "test", "linear_probe"):
         assert one[key]["accuracy"] == pytest.approx(two[key]["accuracy"], abs=1 / one[key]["n"])
+
+
+def test_pretraining_is_shared_too_and_its_file_is_taken(tmp_path: Path, make_folder: Callable[..., Path]) -> None:
+    data = str(make_folder(n=24))
+    words = ["pretrain", data, "--epochs", "3", "--batch-size", "8", "--amp", "off", "--device", "cpu", "--json"]
+    results = []
+    for processes, launch in ((1, [sys.executable]), (2, TORCHRUN)):
+        done = _run([*launch, "-m", "edgetl", *words, "--to", str(tmp_path / f"{processes}.safetensors")])
+        assert done.returncode == 0, done.stderr[:6000]
+        results.append(json.loads(done.stdout))
+        assert done.stderr.count("epoch 3:") == 1
+    one, two = results
+    assert one["n"] == two["n"] and one["labels"] == two["labels"]
+    for split in ("val", "test"):
+        assert one[split]["accuracy"] == pytest.approx(two[split]["accuracy"], abs=1 / one[split]["n"])
+    states = [load_file(tmp_path / f"{processes}.safetensors") for processes in (1, 2)]
+    assert all(np.abs(states[0][k] - states[1][k]).max() < 1e-3 for k in states[0] if k.endswith("weight"))
+    again = _run([*TORCHRUN, "-m", "edgetl", *words, "--to", str(tmp_path / "2.safetensors"), "--resume"])
+    assert again.returncode == 0 and json.loads(again.stdout)["sha256"] == two["sha256"], again.stderr[:6000]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["1.safetensors", "2.safetensors", Path(data).name]
 
 
 def test_a_corrupt_image_in_one_share_ends_all_with_one_line(tmp_path: Path, make_folder: Callable[..., Path]) -> None:
