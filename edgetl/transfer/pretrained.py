@@ -98,7 +98,8 @@ def open_pretrained(wish: Wish) -> Pretrained:
     if found.state is not None:
         weights.apply(backbone, spec, found.state, preprocess.size, str(found.provenance["name"]))
     network = Deployed(backbone, preprocess).to(device).to(memory_format=torch.channels_last).eval()
-    return Pretrained(spec, network, preprocess, dict(found.provenance), _head(found, spec), device, arguments)
+    width = backbones.head_of(backbone, spec).weight[0].numel()
+    return Pretrained(spec, network, preprocess, dict(found.provenance), _head(found, spec, width), device, arguments)
 
 
 def device_of(choice: str) -> torch.device:
@@ -111,10 +112,13 @@ def device_of(choice: str) -> torch.device:
     return torch.device("cuda" if choice != "cpu" and there else "cpu")
 
 
-def _head(found: weights.Weights, spec: BackboneRow) -> SourceHead | None:
+def _head(found: weights.Weights, spec: BackboneRow, width: int) -> SourceHead | None:
+    """The classifier in the weights, where it is one of `width` features (D) and two classes at least."""
     state = found.state or {}
     weight, bias = state.get(spec.head + ".weight"), state.get(spec.head + ".bias")
-    if weight is None or weight.shape[0] < 2:
+    if weight is None or weight.ndim < 2 or len(weight) < 2 or weight[0].numel() != width:
         return None
     flat = weight.float().flatten(1).numpy()
-    return SourceHead(flat, bias.float().numpy() if bias is not None else np.zeros(len(flat), np.float32))
+    if bias is None or bias.shape != (len(flat),):
+        return SourceHead(flat, np.zeros(len(flat), np.float32))
+    return SourceHead(flat, bias.float().numpy())

@@ -6,19 +6,21 @@ code) or .safetensors, wrapped or not, with a classifier of any size.
 
 from __future__ import annotations
 
+import argparse
 import pickle
 import re
+import socket
 import warnings
-import zipfile
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 from torchvision import models
@@ -32,13 +34,22 @@ from edgetl.spec import Fit, Preprocess
 from edgetl.transfer import backbones
 from edgetl.transfer.backbones import BackboneRow
 from edgetl.transfer.options import DEFAULT_BACKBONE
-from edgetl.transfer.weights_file import card_of
+from edgetl.transfer.weights_file import UNREADABLE, card_of
 
-_WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model")
-_PREFIXES = ("module.", "_orig_mod.")
+# Where a training's file keeps the network; an average of its weights (EMA) is taken where there is nothing else.
+_WRAPPERS = (
+    *("state_dict", "model_state_dict", "model_state", "model", "network", "net", "weights"),
+    *("model_ema", "state_dict_ema", "ema_state_dict", "ema"),
+)
+# What wraps a network in another module puts before its names; no backbone has a part of such a name.
+_PREFIXES = ("module.", "_orig_mod.", "model.", "network.", "net.", "backbone.")
+_COUNTER = "n_averaged"  # torch's AveragedModel keeps it beside the network
+# Of what such files hold beside tensors: plain attributes, no code. torchvision's own training script saves one.
+_HARMLESS = (argparse.Namespace,)
 # densenet's published files name "denselayer1.norm.1.weight" what the network calls "denselayer1.norm1.weight".
 _OLD_DENSENET = re.compile(r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\.\w+)$")
 _SHOWN = 3
+SILENCE_S = 30.0  # of a download that stands still
 
 State = Mapping[str, torch.Tensor]
 
@@ -65,7 +76,7 @@ def load(choice: str, spec: BackboneRow) -> Weights:
     if card := card_of(path):
         made = {"source": "file", "name": path.name, "sha256": digest, "made_by": "pretrain"}
         return Weights(state, card.preprocess, made)
-    entry = _published(spec, digest)
+    entry = published(spec, digest)
     provenance = {"source": "file", "name": entry.name if entry else path.name, "sha256": digest}
     return Weights(state, _of_entry(entry, spec) if entry else _default_preprocess(spec), provenance)
 
@@ -107,26 +118,33 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
 
     A pickle is read by torch's tensors-only reader: nothing in it can run. Raises WeightsError.
     """
+    if path.is_dir():
+        raise WeightsError("the weights are a folder", path, "name the file of weights in it")
     if not path.is_file():
         raise WeightsError("no such weights file", path, "--weights wants auto, none, embedded or a file")
     try:
-        if path.suffix == ".safetensors":
-            found: Any = load_file(path)
-        else:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)  # on pickle protocols; what cannot be read raises
-                found = torch.load(path, map_location="cpu", weights_only=True)
+        found = _read(path)
     except pickle.UnpicklingError as error:
-        first = str(error).split("\n")[0][:120]
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
+        first = f"a {named[1]}" if named else str(error).split("\n")[0][:120]
         raise WeightsError(
             "the weights file holds more than tensors, or is none (nothing in it was run)",
             f"{path} ({first})",
             "save `model.state_dict()` instead",
         ) from error
-    except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
+    except UNREADABLE as error:
         do = "save or download it again, as a state dict (.pth or .safetensors)"
-        raise WeightsError("the weights file cannot be read", f"{path} ({str(error)[:120]})", do) from error
+        first = str(error).partition(". ")[0][:120]
+        raise WeightsError("the weights file cannot be read", f"{path} ({first})", do) from error
     return _unwrapped(found, path)
+
+
+def _read(path: Path) -> Any:
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    with warnings.catch_warnings(), torch.serialization.safe_globals(list(_HARMLESS)):
+        warnings.simplefilter("ignore", UserWarning)  # on pickle protocols; what cannot be read raises
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _unwrapped(found: Any, path: Path) -> dict[str, torch.Tensor]:
@@ -139,6 +157,8 @@ def _unwrapped(found: Any, path: Path) -> dict[str, torch.Tensor]:
         raise WeightsError("the file holds no state dict", path, "save `model.state_dict()`")
     metadata = getattr(found, "_metadata", None)
     out = OrderedDict((str(k), v) for k, v in found.items() if isinstance(v, torch.Tensor))
+    if out.pop(_COUNTER, None) is not None:
+        metadata = None
     while prefix := next((p for p in _PREFIXES if out and all(k.startswith(p) for k in out)), ""):
         out = OrderedDict((k[len(prefix) :], v) for k, v in out.items())
         metadata = None  # its keys carry the prefix too
@@ -156,22 +176,20 @@ def _is_state(value: Any) -> bool:
 def apply(model: nn.Module, spec: BackboneRow, state: State, size: int, origin: str, monitor: Monitor = SILENT) -> bool:
     """Load `state` into `model`; returns whether its classifier came along.
 
-    A classifier for another number of classes is left out (and said), and so are auxiliary ones that `model`
-    was built without. Raises WeightsError that lists what else did not fit.
+    A classifier for another number of classes, or of several layers, is left out (and said), and so are auxiliary ones
+    that `model` was built without. Raises WeightsError that lists what else did not fit.
     """
     own = model.state_dict()
     given = modern_names(state)
     fresh = _fit_auxiliary(given, own, spec)
     weight, bias = spec.head + ".weight", spec.head + ".bias"
     has_head = weight in given and given[weight].shape == own[weight].shape
-    if not has_head:
-        if weight in given:
-            monitor.say(
-                f"the classifier of {origin} ({len(given[weight])} classes) is left out: "
-                f"there are {len(own[weight])} classes here"
-            )
-        given.pop(weight, None)
-        given.pop(bias, None)
+    if not has_head and (theirs := [k for k in given if k.startswith(spec.head + ".")]):
+        classes = given[weight].shape[:1] if weight in given else ()
+        of = f"({classes[0]} classes) " if classes else ""
+        monitor.say(f"the classifier of {origin} {of}is left out: there are {len(own[weight])} classes here")
+        for key in theirs:
+            del given[key]
     if spec.size_argument == "image_size" and "encoder.pos_embedding" in given:
         given = _resized_positions(given, size, spec.multiple)
     _check(model, spec, given, own, {weight, bias} | fresh, origin, getattr(state, "_metadata", None))
@@ -216,7 +234,13 @@ def _check(
         for k, v in given.items()
         if k in own and v.shape != own[k].shape
     ]
-    fitting = OrderedDict((k, v) for k, v in given.items() if k not in own or v.shape == own[k].shape)
+    coded = [k for k, v in given.items() if k in own and own[k].is_floating_point() and not v.is_floating_point()]
+    fitting = OrderedDict(
+        (k, v) for k, v in given.items() if k not in own or (v.shape == own[k].shape and k not in coded)
+    )
+    if broken := [k for k, v in fitting.items() if v.is_floating_point() and not v.float().isfinite().all()]:
+        value = f"{origin}: {', '.join(broken[:_SHOWN])}"
+        raise WeightsError("the weights hold values that are not finite numbers", value, "save or download them again")
     # torchvision's networks read the versions of their layers here; a file without them is taken to be current.
     fitting._metadata = metadata or getattr(own, "_metadata", {})  # type: ignore[attr-defined]
     result = model.load_state_dict(fitting, strict=False)
@@ -225,7 +249,12 @@ def _check(
     ]
     parts = [
         f"{len(found)} {what} ({', '.join([*found[:_SHOWN], *['...'][: len(found) > _SHOWN]])})"
-        for what, found in (("missing", missing), ("unexpected", result.unexpected_keys), ("of another shape", wrong))
+        for what, found in (
+            ("missing", missing),
+            ("unexpected", result.unexpected_keys),
+            ("of another shape", wrong),
+            ("in whole numbers", coded),
+        )
         if found
     ]
     if parts:
@@ -250,19 +279,46 @@ def _download(spec: BackboneRow) -> Weights:
         do = f"make some with `edgetl pretrain DATA --to FILE --backbone {spec.name}`, or use --weights none"
         raise WeightsError("no weights are published for this backbone", spec.name, do)
     entry = models.get_model_weights(spec.name).DEFAULT
+    local = published_file(entry)
+    if not local.is_file():
+        _fetch(entry.url, local)
     try:
-        state = entry.get_state_dict(progress=False, check_hash=True)
-    except (URLError, OSError, RuntimeError) as error:
+        state = read_state(local)  # torch.hub's own reader would run what a pickle says
+    except WeightsError as error:
+        raise WeightsError(error.what, error.value, "delete it: it is downloaded again when it is asked for") from error
+    provenance = {"source": "torchvision", "name": str(entry), "url": entry.url, "sha256": sha256_file(local)}
+    return Weights(state, _of_entry(entry, spec), provenance)
+
+
+def published_file(entry: Any) -> Path:
+    """Where torchvision keeps the weights of an entry once they were downloaded."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / Path(entry.url).name
+
+
+def _fetch(url: str, local: Path) -> None:
+    """Download, whole and with the published hash or not at all; a line that says nothing for long ends it."""
+    hashed = re.search(r"-([0-9a-f]{8,})\.", local.name)
+    try:
+        local.parent.mkdir(parents=True, exist_ok=True)
+        with _patience(SILENCE_S):
+            torch.hub.download_url_to_file(url, str(local), hashed[1] if hashed else None, progress=False)
+    except (URLError, HTTPException, OSError, RuntimeError) as error:
         # RuntimeError: the downloaded bytes do not have the published hash.
         raise WeightsError(
             "torchvision's weights could not be downloaded",
-            f"{entry.url} ({error})",
+            f"{url} ({error})",
             "check the connection, or use --weights FILE, embedded or none",
         ) from error
-    local = Path(torch.hub.get_dir()) / "checkpoints" / Path(entry.url).name
-    digest = sha256_file(local) if local.is_file() else ""
-    provenance = {"source": "torchvision", "name": str(entry), "url": entry.url, "sha256": digest}
-    return Weights(state, _of_entry(entry, spec), provenance)
+
+
+@contextmanager
+def _patience(seconds: float) -> Iterator[None]:
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)  # torch.hub has no option for it, and would wait for ever
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
 
 
 def _embedded() -> Weights:
@@ -271,7 +327,7 @@ def _embedded() -> Weights:
     return Weights(read_state(path), embedded.preprocess(), provenance)
 
 
-def _published(spec: BackboneRow, digest: str) -> Any:
+def published(spec: BackboneRow, digest: str) -> Any:
     """torchvision's entry for a file with this sha256 (their URLs carry its first 8 digits), or None."""
     if spec.name in backbones.OWN:
         return None

@@ -9,6 +9,8 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import struct
+import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,11 @@ from edgetl.spec import Preprocess
 KEY = "edgetl"
 FORMAT = 1
 SUFFIXES = (".safetensors", ".pth")
+# What torch's and safetensors' readers raise at bytes that are cut short or damaged.
+UNREADABLE = (
+    *(SafetensorError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError),
+    *(AssertionError, OSError, OverflowError, struct.error, zipfile.BadZipFile),
+)
 
 
 @dataclass(frozen=True)
@@ -99,7 +106,7 @@ def _text(path: Path) -> str | None:
             with safe_open(path, framework="pt") as opened:
                 return (opened.metadata() or {}).get(KEY)
         found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError):
+    except (pickle.UnpicklingError, *UNREADABLE):
         return None
     text = found.get(KEY) if isinstance(found, dict) else None
     return text if isinstance(text, str) else None

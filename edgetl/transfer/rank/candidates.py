@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
-import torch
 from torchvision import models
 
 from edgetl import embedded
+from edgetl.bundle import sha256_file
 from edgetl.errors import BackboneError, InputError, WeightsError
 from edgetl.spec import Fit
 from edgetl.transfer import backbones, weights
@@ -86,7 +87,9 @@ def _of_file(search: Search, choice: str) -> Wish:
     path = Path(choice)
     card = card_of(path)
     if card is None:
-        return search.wish(backbone_of(path, weights.read_state(path), search.named), choice)
+        spec = backbones.row(backbone_of(path, weights.read_state(path), search.named))
+        own = wanted_size(weights.published(spec, sha256_file(path)), spec)
+        return replace(search.wish(spec.name, choice), image_size=search.image_size or own)
     if search.named and card.backbone not in search.named:
         said = "--backbone " + ", ".join(search.named)
         raise BackboneError(f"{path.name} are weights of {card.backbone}", said, "leave --backbone out")
@@ -95,17 +98,26 @@ def _of_file(search: Search, choice: str) -> Wish:
     return replace(search.wish(card.backbone, choice), image_size=size, arguments=arguments)
 
 
-def imagenet_accuracy(name: str) -> float | None:
-    """Top-1 of the architecture on ImageNet, 0..1, as published with torchvision's default weights; None: has none."""
-    if name in backbones.OWN:
+def wanted_size(entry: Any, spec: backbones.BackboneRow) -> int | None:
+    """The crop in px of torchvision's weights `entry`, where it is another than that of the backbone's default ones."""
+    size = int(entry.transforms().crop_size[0]) if entry else spec.size
+    return size if size != spec.size else None
+
+
+def imagenet_accuracy(name: str, provenance: Mapping[str, Any]) -> float | None:
+    """Top-1 of the architecture on ImageNet, 0..1, as published with torchvision's default weights.
+
+    None where there is none, and for weights that are random or were made from scratch on images of one's own
+    (`edgetl pretrain`): such an accuracy says nothing of them.
+    """
+    if name in backbones.OWN or provenance["source"] == "none" or provenance.get("made_by"):
         return None
     return float(models.get_model_weights(name).DEFAULT.meta["_metrics"]["ImageNet-1K"]["acc@1"]) / 100
 
 
 def on_disk(name: str) -> bool:
     """Whether torchvision's default weights of a backbone were downloaded before."""
-    url = str(models.get_model_weights(name).DEFAULT.url)
-    return (Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name).is_file()
+    return weights.published_file(models.get_model_weights(name).DEFAULT).is_file()
 
 
 def backbone_of(path: Path, state: weights.State, named: Sequence[str]) -> str:

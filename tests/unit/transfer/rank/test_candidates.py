@@ -53,6 +53,20 @@ def test_a_file_of_pretrain_says_itself_what_it_is(tmp_path: Path) -> None:
         candidates(Search((str(path),), ("resnet18",)))
 
 
+def test_weights_that_want_larger_images_than_their_networks_default_are_counted_and_timed_at_these() -> None:
+    spec, entries = backbones.row("vit_b_16"), module.models.ViT_B_16_Weights
+    assert spec.size == 224 and module.wanted_size(entries.IMAGENET1K_SWAG_E2E_V1, spec) == 384
+    assert module.wanted_size(entries.IMAGENET1K_V1, spec) is None and module.wanted_size(None, spec) is None
+
+
+def test_imagenet_says_nothing_of_weights_that_have_not_seen_it() -> None:
+    accuracy = module.imagenet_accuracy("resnet18", {"source": "file", "name": "r.pth"})
+    assert accuracy == pytest.approx(0.698, abs=0.001)
+    for provenance in ({"source": "none"}, {"source": "file", "made_by": "pretrain"}):
+        assert module.imagenet_accuracy("resnet18", provenance) is None
+    assert module.imagenet_accuracy("smallnet", {"source": "embedded"}) is None
+
+
 def test_weights_of_no_known_network(tmp_path: Path) -> None:
     path = tmp_path / "w.pth"
     torch.save({"fc.weight": torch.zeros(3, 4), "conv1.weight": torch.zeros(1, 3, 3, 3)}, path)
