@@ -16,7 +16,7 @@ import shutil
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -99,18 +99,19 @@ class FeatureStore:
         with _cache_errors(self._folder):
             self._prune(keep=entry.folder)
             out, missing = _known(entry, samples)
-            done = len(samples) - sum(len(places) for places in missing.values())
-            model.eval()
-            first = {place[0]: samples[place[0]] for place in missing.values()}
-            for chunk, pixels in _ahead(list(first.values()), inputs):
-                with torch.inference_mode():
-                    found = model(to_device(pixels, device)).float().cpu().numpy()
-                out = np.empty((len(samples), found.shape[1]), np.float32) if out is None else out
-                for sample, row in zip(chunk, found, strict=True):
-                    out[missing[sample.digest]] = row
-                    done += len(missing[sample.digest])
+        done = len(samples) - sum(len(places) for places in missing.values())
+        model.eval()
+        first = {place[0]: samples[place[0]] for place in missing.values()}
+        for chunk, pixels in _ahead(list(first.values()), inputs):
+            with torch.inference_mode():
+                found = model(to_device(pixels, device)).float().cpu().numpy()
+            out = np.empty((len(samples), found.shape[1]), np.float32) if out is None else out
+            for sample, row in zip(chunk, found, strict=True):
+                out[missing[sample.digest]] = row
+                done += len(missing[sample.digest])
+            with _cache_errors(self._folder):
                 entry.append([s.digest for s in chunk], found)
-                monitor.progress(what, done, len(samples))
+            monitor.progress(what, done, len(samples))
         assert out is not None
         return out
 
@@ -155,7 +156,8 @@ class _Entry:
         """Write the rows of `wanted` (digest -> places in `out`) into `out`; returns the digests that were there."""
         try:
             index = _rows_of(self._index)
-            os.utime(self._meta)  # asked for: not to be pruned
+            with suppress(OSError):  # a cache that may be read only serves all the same
+                os.utime(self._meta)  # asked for: not to be pruned
             rows = os.open(self._rows, os.O_RDONLY)
         except FileNotFoundError:
             return set()

@@ -180,6 +180,28 @@ def test_a_folder_that_may_not_be_written(tmp_path: Path) -> None:
         FeatureStore(tmp_path).features(Counting(), "m", [image(0)], decode, CPU)
 
 
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_cache_that_may_only_be_read_serves_what_it_holds(tmp_path: Path) -> None:
+    samples = [image(i) for i in range(6)]
+    whole = FeatureStore(tmp_path).features(Counting(), "m", samples, decode, CPU)
+    for folder in (stored(tmp_path), tmp_path / "features", tmp_path):
+        folder.chmod(0o500)
+    model = Counting()
+    np.testing.assert_array_equal(FeatureStore(tmp_path).features(model, "m", samples, decode, CPU), whole)
+    assert model.seen == 0
+    with pytest.raises(DiskError, match="EDGETL_CACHE"):
+        FeatureStore(tmp_path).features(model, "m", [image(9)], decode, CPU)
+
+
+def test_a_disk_that_is_full_elsewhere_is_not_blamed_on_the_cache(tmp_path: Path) -> None:
+    def full(chunk: Sequence[Sample]) -> np.ndarray:
+        raise DiskError("no space left", "/elsewhere", "free some there")
+
+    with pytest.raises(DiskError, match="/elsewhere") as caught:
+        FeatureStore(tmp_path).features(Counting(), "m", [image(0)], full, CPU)
+    assert caught.value.do == "free some there"
+
+
 def test_a_file_in_the_place_of_the_cache(tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("not a folder")
     with pytest.raises(DiskError, match="EDGETL_CACHE"):
