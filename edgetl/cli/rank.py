@@ -72,7 +72,9 @@ PrecisionOption = Annotated[str, typer.Option(help="Of the file that --budget-mb
 DownloadOption = Annotated[
     bool, typer.Option("--download", help="Fetch torchvision's weights: --backbone's, or of small networks.")
 ]
-ImagesOption = Annotated[int, typer.Option(help="At most this many training images, class-balanced.")]
+ImagesOption = Annotated[
+    int | None, typer.Option(help="At most this many training images, class-balanced. Default: 1000, or 5 a class.")
+]
 
 
 def rank(
@@ -86,7 +88,7 @@ def rank(
     budget_mb: BudgetMbOption = None,
     precision: PrecisionOption = "fp32",
     download: DownloadOption = False,
-    images: ImagesOption = 1000,
+    images: ImagesOption = None,
     image_size: ImageSizeOption = None,
     fit: FitOption = Fit.CROP,
     val_fraction: ValFractionOption = 0.15,
@@ -118,7 +120,8 @@ def rank(
         source = folder_of(source, data_root, run.monitor)
         reading = ReadOptions(seed, val_fraction, test_fraction, group_by)
         result = stage(read_data(source, reading, run.monitor), options, run.monitor)
-        run.done(result, show=lambda console: _show(console, result, source))
+        also = f" --fit {fit}" * (fit is not Fit.CROP) + f" --group-by {shell(group_by)}" * bool(group_by)
+        run.done(result, show=lambda console: _show(console, result, source, also))
 
 
 def sorted_out(data: str, more: list[str], weights: list[str]) -> tuple[str, tuple[str, ...]]:
@@ -135,7 +138,7 @@ def sorted_out(data: str, more: list[str], weights: list[str]) -> tuple[str, tup
     return rest[0], (*weights, *files) or DEFAULT_WEIGHTS
 
 
-def _show(console: Console, result: dict[str, Any], source: str) -> None:
+def _show(console: Console, result: dict[str, Any], source: str, also: str) -> None:
     from rich.markup import escape
     from rich.table import Table
 
@@ -172,8 +175,10 @@ def _show(console: Console, result: dict[str, Any], source: str) -> None:
         )
     if result["rows"]:
         best = result["rows"][0]
-        size = f" --image-size {best['image_size']}"
-        words = f"--backbone {best['backbone']} --weights {shell(best['weights'])}{size} --to BUNDLE"
+        given = ",".join(f"{name}={value!r}" for name, value in best["backbone_args"].items())
+        arguments = f" --backbone-args {shell(given)}" if given else ""
+        size = f" --image-size {best['image_size']}{also}"
+        words = f"--backbone {best['backbone']}{arguments} --weights {shell(best['weights'])}{size} --to BUNDLE"
         line = f"edgetl finetune {shell(source)} {words}"
         console.print(f"Next: {line}", markup=False, highlight=False, soft_wrap=True)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,14 +19,16 @@ from edgetl.stats import wilson
 from edgetl.transfer import backbones
 from edgetl.transfer.decoded import Decoded
 from edgetl.transfer.feature_store import FeatureStore
-from edgetl.transfer.pretrained import Floats, Pretrained, Wish, open_pretrained
+from edgetl.transfer.pretrained import Floats, Pretrained, Wish, device_of, open_pretrained
 from edgetl.transfer.rank import scores
 from edgetl.transfer.rank.candidates import Search, candidates, imagenet_accuracy
 from edgetl.transfer.rank.cost import Size, blank, latencies_ms, size_of
 from edgetl.transfer.rank.front import BY, best_first, on_front
 from edgetl.transfer.rank.stages import features_of
 
-LEAST = 10  # training images
+LEAST, MOST = 10, 10_000  # training images; of so many all features are in memory, and the interval is below a point
+IMAGES, PER_CLASS = 1000, 5  # training images looked at, and of each class where there are many
+TOGETHER_MB = 2000  # of networks that are in memory to be timed in turns
 Row = dict[str, Any]
 
 
@@ -34,7 +37,7 @@ class RankOptions:
     """Options of `edgetl rank`. Sizes are of the file in `precision`, fp32 or int8, in units of 10^6 bytes."""
 
     search: Search = field(default_factory=Search)
-    images: int = 1000
+    images: int | None = None  # at most; None: IMAGES, or PER_CLASS of each class
     budget_ms: float | None = None
     budget_mb: float | None = None
     precision: str = "fp32"
@@ -42,8 +45,11 @@ class RankOptions:
     cache: Path | None = None
 
     def __post_init__(self) -> None:
-        if self.images < LEAST:
+        if self.images is not None and self.images < LEAST:
             raise InputError("--images is too small to rank by", self.images, f"at least {LEAST}")
+        if self.images is not None and self.images > MOST:
+            do = f"at most {MOST}: the 95 % interval of a probe is then below one point"
+            raise InputError("--images is more than rank holds in memory", self.images, do)
         if self.precision not in ("fp32", "int8"):
             raise InputError("unknown value of --precision", self.precision, "use fp32 or int8")
         for name, value in (("--budget-ms", self.budget_ms), ("--budget-mb", self.budget_mb)):
@@ -83,7 +89,7 @@ def rank(data: Dataset, options: RankOptions, monitor: Monitor = SILENT) -> dict
     images = _drawn(data, options)
     wishes, needs_download = candidates(options.search)
     fitting, over = _within_budget(wishes, images.classes, options, monitor)
-    rows = _scored(fitting, images, options, monitor)
+    images, rows = _scored(fitting, images, options, monitor)
     front = on_front([(-r["stage_accuracy"], r["latency_ms"], r["size_fp32_mb"]) for r in rows])
     for row, optimal in zip(rows, front, strict=True):
         row["pareto"] = optimal
@@ -93,19 +99,34 @@ def rank(data: Dataset, options: RankOptions, monitor: Monitor = SILENT) -> dict
         "over_budget": over,
         "needs_download": needs_download,
         "n": {"images": len(images.samples), "train": len(data.split("train")), "classes": images.classes},
-        "latency_evidence": "host-gpu" if any(w.device == "cuda" for w in wishes) else "host-cpu",
+        "latency_evidence": "host-gpu" if device_of(options.search.device).type == "cuda" else "host-cpu",
         "seconds": round(time.perf_counter() - started, 3),
     }
 
 
 def _drawn(data: Dataset, options: RankOptions) -> _Images:
     """A seeded, class-balanced draw from train without identical images. Raises DataError where it is too small."""
-    samples = draw_balanced(data.split("train"), options.images, options.search.seed)
-    counts = np.bincount([s.target for s in samples], minlength=len(data.labels))
-    if len(samples) < LEAST or (counts >= 2).sum() < 2:
-        what = f"{len(samples)} different images, {int((counts >= 2).sum())} classes with two or more"
-        raise DataError("too few training images to rank by", what, f"at least {LEAST}, and two classes with two each")
-    return _Images(data.root, samples, len(data.labels))
+    classes = len(data.labels)
+    count = options.images or min(MOST, max(IMAGES, PER_CLASS * classes))
+    samples = draw_balanced(data.split("train"), count, options.search.seed)
+    if options.images and len(samples) == count < 2 * classes:
+        do = f"--images {min(MOST, PER_CLASS * classes)}"
+        raise InputError("--images is too small for so many classes", f"{count} for {classes}", do)
+    return _checked(_Images(data.root, samples, classes))
+
+
+def _checked(images: _Images) -> _Images:
+    """Raises DataError where there are too few images to be fitted without some of them and asked about these."""
+    groups = images.groups
+    apart = [s.digest for s in images.samples] if groups is None else groups.tolist()
+    parts = Counter(target for target, _ in set(zip(images.targets.tolist(), apart, strict=True)))
+    several = sum(count >= 2 for count in parts.values())
+    if len(images.samples) < LEAST or several < 2:
+        of = "images" if groups is None else "groups of images"
+        what = f"{len(images.samples)} different images, {several} classes with two {of} or more"
+        do = f"at least {LEAST}, and two classes with two {of} each"
+        raise DataError("too few training images to rank by", what, do)
+    return images
 
 
 def _within_budget(
@@ -125,12 +146,26 @@ def _within_budget(
         size = cost[f"size_{options.precision}_mb"]
         within = options.budget_mb is None or size <= options.budget_mb
         (kept if within else over).append((wish, cost) if within else _over(wish, cost))  # type: ignore[arg-type]
-    timed = {_shape(wish): replace(wish, weights="none", device=wish.device) for wish, _ in kept}
-    clock = latencies_ms({name: open_pretrained(wish) for name, wish in timed.items()})
+    timed = {_shape(wish): replace(wish, weights="none") for wish, _ in kept}
+    clock: dict[str, float] = {}
+    for names in _together({name: counted[name]["size_fp32_mb"] for name in timed}):
+        clock |= latencies_ms({name: open_pretrained(timed[name]) for name in names})
     for wish, cost in kept:
         cost["latency_ms"] = round(clock[_shape(wish)], 4)
     slow = [(w, c) for w, c in kept if options.budget_ms is not None and c["latency_ms"] > options.budget_ms]
     return [pair for pair in kept if pair not in slow], over + [_over(*pair) for pair in slow]
+
+
+def _together(megabytes: Mapping[str, float]) -> Iterator[list[str]]:
+    """Names in order, as many at a time as TOGETHER_MB hold, and one at least."""
+    part: list[str] = []
+    for name, size in megabytes.items():
+        if part and sum(megabytes[n] for n in part) + size > TOGETHER_MB:
+            yield part
+            part = []
+        part.append(name)
+    if part:
+        yield part
 
 
 def _over(wish: Wish, cost: Row) -> Row:
@@ -155,7 +190,10 @@ def _costs(wish: Wish, classes: int) -> Row:
     }
 
 
-def _scored(fitting: Sequence[tuple[Wish, Row]], images: _Images, options: RankOptions, monitor: Monitor) -> list[Row]:
+def _scored(
+    fitting: Sequence[tuple[Wish, Row]], images: _Images, options: RankOptions, monitor: Monitor
+) -> tuple[_Images, list[Row]]:
+    """(the images that were looked at: with --skip-corrupt the sound ones; a row for each network)."""
     store = FeatureStore(options.cache)
     decoded: dict[Any, Decoded] = {}
     rows = []
@@ -163,16 +201,20 @@ def _scored(fitting: Sequence[tuple[Wish, Row]], images: _Images, options: RankO
         network = open_pretrained(wish)
         pixels = decoded.setdefault(network.preprocess, Decoded(images.root, network.preprocess))
         if options.skip_corrupt and not number:
-            images = replace(images, samples=pixels.sound(images.samples, monitor))
+            images = _checked(replace(images, samples=pixels.sound(images.samples, monitor)))
         began = time.perf_counter()
         features, stages = features_of(network, images.samples, pixels.inputs, store, monitor)
         passed = time.perf_counter()
         found = _scores(network, features, stages, images, options.search.seed)
         seconds = {"features_s": round(passed - began, 3), "scores_s": round(time.perf_counter() - passed, 3)}
-        facts = {"image_size": network.preprocess.size, "provenance": network.provenance}
+        facts = {
+            "backbone_args": network.arguments,
+            "image_size": network.preprocess.size,
+            "provenance": network.provenance,
+        }
         rows.append({"backbone": network.spec.name, "weights": wish.weights, **found, **cost, **facts, **seconds})
         monitor.progress("networks", number + 1, len(fitting))
-    return rows
+    return images, rows
 
 
 def _scores(network: Pretrained, features: Floats, stages: Sequence[Floats], images: _Images, seed: int) -> Row:
@@ -189,7 +231,7 @@ def _scores(network: Pretrained, features: Floats, stages: Sequence[Floats], ima
         "probe_ci": [round(low, 5), round(high, 5)],
         "stage_accuracy": round(max(float(hits.mean()), *by_stage), 5),
         "stage_accuracies": [round(accuracy, 5) for accuracy in by_stage],
-        "imagenet_accuracy": None if network.provenance["source"] == "none" else imagenet_accuracy(network.spec.name),
+        "imagenet_accuracy": imagenet_accuracy(network.spec.name, network.provenance),
         "knn_accuracy": round(scores.knn_accuracy(features, targets), 5),
         "leep": round(scores.leep(said, targets), 5) if said is not None else None,
         "nce": round(scores.nce(said, targets), 5) if said is not None else None,

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from edgetl.errors import WeightsError
 from edgetl.images import Sample
 from edgetl.monitor import SILENT, Monitor
 from edgetl.transfer.backbones import BackboneRow, headless
@@ -34,7 +35,10 @@ _PROBED = 3  # images that tell a map from a table of weights
 def features_of(
     network: Pretrained, samples: Sequence[Sample], inputs: Inputs, store: FeatureStore, monitor: Monitor = SILENT
 ) -> tuple[Floats, list[Floats]]:
-    """(the head's input (N, D), pooled map of each stage but the last (N, 2 C_i)), from one pass; kept in `store`."""
+    """(the head's input (N, D), pooled map of each stage but the last (N, 2 C_i)), from one pass; kept in `store`.
+
+    Raises WeightsError where they are no finite numbers, and what `store` raises.
+    """
     staged = Staged(network.network, network.network.backbone, network.spec, network.preprocess.size)
     try:
         with headless(network.network.backbone, network.spec):
@@ -43,6 +47,9 @@ def features_of(
             rows = store.features(staged, key, samples, inputs, network.device, what, monitor)
     finally:
         staged.close()
+    if not np.isfinite(rows).all():
+        do = "leave these weights out, or look at what they were trained with"
+        raise WeightsError("what the network makes of the images is no finite numbers", network.describe(), do)
     features, *stages = np.split(rows, np.cumsum(staged.widths)[:-1], axis=1)
     return features, stages
 
