@@ -136,6 +136,7 @@ def test_rank_refuses_what_it_cannot_do(digits: Path, make_folder: Any, tmp_path
     assert "10" in refused("rank", pair, "--val-fraction", 0, "--test-fraction", 0)
     assert "--budget-ms" in refused("rank", digits, "--budget-ms", -1)
     assert "fp32 or int8" in refused("rank", digits, "--precision", "fp16")
+    assert "at most 10000" in refused("rank", digits, "--images", 100_000)
     assert "gone.pth" in refused("rank", digits, "--weights", tmp_path / "gone.pth")
     assert "--download" in refused("rank", digits, "--weights", "auto")
     assert "resnet18" in refused("rank", digits, "--backbone", "resnet81")
@@ -149,10 +150,49 @@ def test_a_corrupt_image_is_named_or_left_out(make_folder: Any) -> None:
     (folder / "left" / "000.png").write_bytes(b"not an image")
     words = ["rank", folder, "--val-fraction", 0, "--test-fraction", 0]
     assert "000.png" in refused(*words)
-    assert call(*words, "--skip-corrupt")["rows"][0]["probe_accuracy"] > 0.5
+    found = call(*words, "--skip-corrupt")
+    assert found["rows"][0]["probe_accuracy"] > 0.5
+    assert found["n"] == {"images": 23, "train": 24, "classes": 2}
     whole = make_folder(n=12, name="whole", seed=1)
     assert "000.png" in refused("domains", folder, whole)
     assert call("domains", folder, whole, "--skip-corrupt")["n"] == {"source": 23, "target": 24, "in_both": 0}
+
+
+def test_too_few_sound_images_and_too_few_groups_are_told(make_folder: Any) -> None:
+    folder = make_folder(n=12)
+    words = ["rank", folder, "--val-fraction", 0, "--test-fraction", 0, "--weights", "embedded"]
+    assert "two groups of images" in refused(*words, "--group-by", "^(left|right)")  # each class in a single one
+    assert call(*words, "--group-by", "([0-9])[.]png$")["rows"][0]["probe_accuracy"] > 0.5
+    for image in sorted((folder / "left").iterdir())[1:]:
+        image.write_bytes(b"not an image " + image.name.encode())
+    assert "1 classes with two images or more" in refused(*words, "--skip-corrupt")
+
+
+def test_many_classes_take_more_images(make_folder: Any) -> None:
+    folder = make_folder([f"class {i:03}" for i in range(30)], n=3)
+    words = ["rank", folder, "--val-fraction", 0, "--test-fraction", 0, "--weights", "embedded"]
+    assert call(*words)["n"] == {"images": 90, "train": 90, "classes": 30}
+    assert "--images 150" in refused(*words, "--images", 40)
+
+
+def test_weights_that_are_no_numbers_are_not_ranked(digits: Path, tmp_path: Path) -> None:
+    state = backbones.build("smallnet", 4, 32).state_dict()
+    broken = {k: torch.full_like(v, float("nan")) if k == "stem.0.weight" else v for k, v in state.items()}
+    large = {k: v * 1e30 if k.endswith("conv1.weight") else v for k, v in state.items()}
+    for name, weights in (("broken.pth", broken), ("large.pth", large)):
+        torch.save(weights, tmp_path / name)
+        assert name in (said := refused("rank", digits, "--images", 60, "--weights", tmp_path / name))
+        assert "finite numbers" in said
+
+
+def test_the_next_command_has_what_the_ranking_had(digits: Path) -> None:
+    words = ["rank", digits, "--images", 60, "--weights", "none", "--backbone", "mobilenet_v2", "--image-size", 32]
+    also = ["--backbone-args", "width_mult=0.25", "--fit", "stretch"]
+    done = CliRunner().invoke(app, [*map(str, words), *also])
+    assert done.exit_code == 0, done.output
+    line = next(line for line in done.stdout.splitlines() if line.startswith("Next: "))
+    options = "--backbone mobilenet_v2 --backbone-args width_mult=0.25 --weights none --image-size 32 --fit stretch"
+    assert options in line
 
 
 def flat(folder: Path, n: int, shift: int, seed: int) -> Path:
