@@ -84,7 +84,7 @@ def read_unlabelled(folder: str, monitor: Monitor = SILENT) -> Tuple[Path, List[
         raise DataError("no such folder", folder, "check the path")
     paths = sorted(_images_below(root))
     if not paths:
-        raise DataError("no images in this folder", folder, "known: " + " ".join(EXTENSIONS))
+        raise DataError("no images in this folder", folder, "put some there (%s)" % " ".join(EXTENSIONS))
     digests = hashed([str(p) for p in paths], monitor)
     return root, [Sample(p.relative_to(root).as_posix(), UNLABELLED, d) for p, d in zip(paths, digests)]
 
