@@ -33,6 +33,7 @@ LEARNING_RATE = 12.8  # over the feature width (0.01 at 1280): the curvature gro
 MOMENTUM = 0.9
 CLIP = 10.0
 HIDDEN = 256  # of a discriminator: a linear bottleneck gives it less to tell apart than a backbone would
+PRIOR_IMAGES = 4  # what the source's moments count for among the target's (docs/log.md: few images have poor moments)
 RECOLOUR_RIDGE = 1.0  # added to both covariances of standardised features
 
 Floats = npt.NDArray[np.float32]
@@ -62,6 +63,17 @@ class Moments:
         """Those of features (N, D)."""
         scale = features.std(0, dtype=np.float64)
         return cls(features.mean(0, dtype=np.float64), np.where(scale > 1e-12, scale, 1.0))
+
+    def beside(self, source: Moments, count: int, prior: int = PRIOR_IMAGES) -> Moments:
+        """These, of `count` images of the target, with the source's weighing as much as `prior` images.
+
+        Means and variances are mixed with n/(N + n) and N/(N + n): Schneider et al. 2020, "Improving robustness
+        against common corruptions by covariate shift adaptation". A feature that happens to be all but constant on a
+        few images would otherwise be blown up without bound in every image that comes later.
+        """
+        own = count / (count + prior)
+        variance = own * self.scale**2 + (1 - own) * source.scale**2
+        return Moments(own * self.mean + (1 - own) * source.mean, np.sqrt(variance))
 
     def standardised(self, features: Floats) -> Floats:
         """(features - mean) / scale."""
@@ -108,7 +120,8 @@ def fitted(method: str, domains: Domains, head: Linear, c: float, seed: int, mon
     `c`: the inverse strength of the L2 penalty that `head` was fitted with (LogisticRegression's C). Raises StageError
     where the training diverges.
     """
-    source, target = Moments.of(domains.source), Moments.of(domains.target)
+    source = Moments.of(domains.source)
+    target = Moments.of(domains.target).beside(source, len(domains.target))
     weight, bias = source.unfolded(head)
     if method == NONE:
         return Adapted(head, source.standardised, source.standardised, weight, bias)

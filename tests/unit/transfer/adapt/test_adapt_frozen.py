@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -42,8 +44,24 @@ def test_standardising_folds_exactly() -> None:
     head = fit_at(domains.source, domains.targets, CLASSES, C)
     folded = frozen.adapted("standardise", domains, head, C, 0)
     source, target = domains.source.astype(np.float64), domains.target.astype(np.float64)
-    as_source = (target - target.mean(0)) / target.std(0) * source.std(0) + source.mean(0)
+    own = len(target) / (len(target) + frozen.PRIOR_IMAGES)
+    mean = own * target.mean(0) + (1 - own) * source.mean(0)
+    scale = np.sqrt(own * target.var(0) + (1 - own) * source.var(0))
+    as_source = (target - mean) / scale * source.std(0) + source.mean(0)
     np.testing.assert_allclose(folded.logits(domains.target), head.logits(as_source), rtol=1e-4, atol=1e-4)
+
+
+def test_a_feature_that_slept_in_the_few_target_images_does_not_decide_when_it_wakes() -> None:
+    """Ten unlabelled images in which one feature barely moves; in the images that come later it does."""
+    domains, targets = _planted(n=120)
+    few, later = domains.target[:10].copy(), domains.target[10:]
+    few[:, 0] = few[:, 0].mean() + 1e-5 * np.arange(10)
+    head = fit_at(domains.source, domains.targets, CLASSES, C)
+    found = frozen.adapted("standardise", replace(domains, target=few), head, C, 0)
+    assert float((found.logits(later).argmax(1) == targets[10:]).mean()) > 0.8
+    moments = Moments.of(few)
+    bare = moments.folded(*Moments.of(domains.source).unfolded(head))
+    assert float((bare.logits(later).argmax(1) == targets[10:]).mean()) < 0.7, "the trap is one"
 
 
 @pytest.mark.parametrize("method", [NONE, "standardise", "coral", "mcc"])
