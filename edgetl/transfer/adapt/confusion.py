@@ -25,5 +25,6 @@ def class_confusion(logits: torch.Tensor, temperature: float = TEMPERATURE) -> t
         weights = 1 + torch.exp(-entropy(y))
         weights = weights * len(y) / weights.sum()
     confusion = y.T @ (weights[:, None] * y)
-    confusion = confusion / confusion.sum(1, keepdim=True)
+    # A class that no answer gives any probability (logits far apart) has an empty row, and is confused with nothing.
+    confusion = confusion / confusion.sum(1, keepdim=True).clamp_min(torch.finfo(confusion.dtype).tiny)
     return (confusion.sum() - confusion.trace()) / confusion.shape[0]

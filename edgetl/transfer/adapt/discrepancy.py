@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 
 SCALES = (0.25, 0.5, 1.0, 2.0, 4.0)  # of the mean squared distance: the bandwidths of the five Gaussian kernels
+ROUNDING = 1e-10  # of the mean squared norm: the same picture in another batch gives features that differ by 1e-7
 
 
 def squared_distances(both: torch.Tensor) -> torch.Tensor:
@@ -22,11 +23,12 @@ def kernel(both: torch.Tensor, scales: Sequence[float] = SCALES) -> torch.Tensor
     """(N, N) mean of Gaussian kernels between the rows of (N, D): mean over a of exp(-|x - y|^2 / (a s)).
 
     s is the mean squared distance over all pairs of two different rows; no gradient flows through it, or the
-    distance could be lowered by growing the bandwidth.
+    distance could be lowered by growing the bandwidth. Rows that differ by rounding alone are taken for equal.
     """
     squared = squared_distances(both)
     n = len(both)
-    spread = (squared.detach().sum() / max(1, n * (n - 1))).clamp_min(torch.finfo(both.dtype).tiny)
+    floor = (ROUNDING * both.detach().square().sum(1).mean()).clamp_min(torch.finfo(both.dtype).tiny)
+    spread = torch.maximum(squared.detach().sum() / max(1, n * (n - 1)), floor)
     return torch.stack([torch.exp(-squared / (scale * spread)) for scale in scales]).mean(0)
 
 

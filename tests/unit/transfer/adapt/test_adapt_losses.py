@@ -103,6 +103,28 @@ def test_class_confusion_is_its_definition() -> None:
     assert float(confusion.class_confusion(certain)) == pytest.approx(0, abs=1e-9)
 
 
+def test_a_class_that_no_answer_knows_confuses_nothing() -> None:
+    """Logits so far apart that its probability is 0 in every answer: the loss stays a number, and its gradient too."""
+    logits = torch.zeros(6, 3)
+    logits[:, 2] = -2000
+    logits[:3, 0] = 1.0
+    logits.requires_grad_()
+    value = confusion.class_confusion(logits)
+    value.backward()
+    two = confusion.class_confusion(logits.detach()[:, :2])
+    assert value.item() == pytest.approx(float(two) * 2 / 3, rel=1e-5), "its row is empty, the mean is over all three"
+    assert logits.grad is not None and logits.grad.isfinite().all() and logits.grad.abs().sum() > 0
+
+
+def test_rows_that_differ_by_rounding_are_no_distance_apart() -> None:
+    """The same picture in another place of a batch: features differ in their last bits, and not by chance."""
+    row = 5 * _rows(0, 1, 40)
+    last_bit = 1e-7 * torch.sign(_rows(1, 1, 40))
+    source, target = row.repeat(20, 1), (row * (1 + last_bit)).repeat(20, 1)
+    assert abs(float(discrepancy.mk_mmd(source, target))) < 1e-3
+    assert float(discrepancy.mk_mmd(source, target * 1.01)) > 0.1, "what is more than rounding is seen"
+
+
 def test_against_skada() -> None:
     pytest.importorskip("skorch", reason="skada's losses want skorch")
     from skada.deep import losses as theirs  # type: ignore[import-not-found, unused-ignore]
