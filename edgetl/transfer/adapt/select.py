@@ -21,7 +21,7 @@ COLLAPSED = 0.75  # of the largest effective number of classes among the candida
 DOUBTFUL = 0.6  # kappa of what is kept; below, agreement is "moderate" at most (Landis & Koch 1977)
 SURE = 0.8  # kappa that a method which reads its own answers must reach; "almost perfect" (Landis & Koch 1977)
 DENSITY_TEMPERATURE = 0.05
-_DENSITY_ROWS = 2000  # its matrix is rows x rows
+_DENSITY_ROWS = 2000  # at most: its matrix is rows x rows
 
 Floats = npt.NDArray[np.floating]
 
@@ -53,7 +53,7 @@ def score(name: str, logits: Floats, halves: tuple[Floats, Floats]) -> Score:
         kappa(halves[0].argmax(1), halves[1].argmax(1), logits.shape[1]),
         float(np.exp(_entropy(answers.mean(0, keepdims=True))[0])),
         float(_entropy(answers).mean()),
-        neighbourhood_density(answers[:_DENSITY_ROWS]),
+        neighbourhood_density(answers[:: -(-len(answers) // _DENSITY_ROWS)]),  # images lie in the order of folders
     )
 
 

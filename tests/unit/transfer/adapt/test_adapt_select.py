@@ -40,6 +40,14 @@ def test_density_is_the_entropy_of_the_neighbours() -> None:
     assert select.neighbourhood_density(answers) == pytest.approx(total / 7)
 
 
+def test_density_is_of_the_whole_set_however_large_and_in_whatever_order() -> None:
+    """Images come in the order of their folders: the first ones are of the first classes."""
+    logits = 6.0 * np.eye(5)[np.repeat(np.arange(5), 900)] + np.random.default_rng(0).normal(0, 1, (4500, 5))
+    mixed = logits[np.random.default_rng(1).permutation(4500)]
+    found = [select.score("x", rows, (rows, rows)).density for rows in (logits, mixed)]
+    assert found[0] == pytest.approx(found[1], rel=0.01)
+
+
 def test_score_of_certain_answers() -> None:
     logits = 50.0 * np.eye(4)[np.arange(40) % 4]
     found = select.score("mcc", logits, (logits, logits))
