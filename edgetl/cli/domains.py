@@ -80,7 +80,7 @@ def _show(console: Console, result: dict[str, Any]) -> None:
     halves = f"two halves of the source stay below {null['halves_of_source_p95']:.4f} (95 %, {null['n']} images each)"
     table.add_row("MMD^2", f"{result['mmd2']:.4f}", f"{halves}; far from {result['far_from_mmd2']:g}")
     table.add_row("p", f"{result['p_value']:.3f}", f"of MMD^2, {null['permutations']} permutations")
-    said = "0: not to be told apart; 2: told apart without error, however far (it saturates)"
+    said = f"0: not to be told apart; 2: without error, however far (it saturates); p = {result['a_distance_p']:.2g}"
     table.add_row("A-distance", f"{result['a_distance']:.2f}", said)
     table.add_row("CORAL", f"{result['coral']:.3g}", "of the covariances; only for comparing on the same features")
     console.print(table)

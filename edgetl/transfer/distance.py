@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from math import nan
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from scipy.stats import hypergeom
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
@@ -41,16 +43,17 @@ def discrepancy_of(source: Floats, target: Floats, seed: int, permutations: int 
     """Multi-kernel MMD^2, unbiased, with a permutation test (Gretton et al. 2012, sections 2 and 5).
 
     p = (1 + permutations that reach it) / (1 + permutations), Phipson & Smyth 2010. The halves are `permutations`
-    random splits of the source, with the kernel of the whole. Needs two rows a side, and four of the source.
+    random splits of the source, with the kernel of the whole; of fewer than four rows there are none (NaN). Needs two
+    rows a side.
     """
     rng = np.random.default_rng(seed)
     gram = _gram(source, target)
     m = len(source)
     observed = float(_mmd2(gram, np.arange(len(gram)) < m)[0])
     by_chance = _shuffled(gram, m, permutations, rng)
-    halves = _shuffled(gram[:m, :m], m // 2, permutations, rng)
+    halves_p95 = float(np.percentile(_shuffled(gram[:m, :m], m // 2, permutations, rng), 95)) if m >= 4 else nan
     reached = int((by_chance >= observed).sum())
-    return Discrepancy(observed, (1 + reached) / (1 + permutations), float(np.percentile(halves, 95)))
+    return Discrepancy(observed, (1 + reached) / (1 + permutations), halves_p95)
 
 
 def mmd2(source: Floats, target: Floats) -> float:
@@ -88,27 +91,53 @@ def _shuffled(gram: npt.NDArray[np.float64], m: int, count: int, rng: np.random.
     return np.concatenate(found)
 
 
-def a_distance(source: Floats, target: Floats, seed: int) -> float:
-    """Proxy A-distance 2 (1 - 2 err), clamped to 0..2 (Ben-David et al. 2007, section 4).
+@dataclass(frozen=True)
+class Separation:
+    """Proxy A-distance of two sets, and how likely chance makes a classifier tell them apart so well."""
+
+    a_distance: float
+    p_value: float
+
+
+def separation_of(source: Floats, target: Floats, seed: int) -> Separation:
+    """Proxy A-distance 2 (1 - 2 err), clamped to 0..2 (Ben-David et al. 2007, section 4), with an exact test.
 
     err: of a logistic regression that tells source from target, fitted on one half of each and asked on the other,
     both ways round; the domains count alike whatever their sizes. It saturates at 2, where two sets are told apart
     without error: how far apart they are is MMD^2's to say.
+
+    p is that of a classifier two-sample test (Lopez-Paz & Oquab 2017): were both one distribution, a held-out half's
+    domains would be any arrangement of its answers, so Fisher's exact test holds in each; twice the smaller of the
+    two, since they are not independent (Bonferroni). It sees a shift within far-apart classes, which MMD, whose
+    kernels are as wide as the classes are apart, may not see.
     """
     features = np.concatenate([source, target]).astype(np.float64)
     domain = np.repeat([0, 1], [len(source), len(target)])
     rng = np.random.default_rng(seed)
     half = np.concatenate([rng.permutation(len(side)) % 2 for side in (source, target)])
-    wrong = np.zeros(len(features))
+    said, p_values = np.zeros(len(features), np.int64), []
     with threadpool_limits(1, "blas"), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # a classifier cut short has a larger error, and says so
         for held in (0, 1):
             scaler = StandardScaler().fit(features[half != held])
             model = LogisticRegression(C=_DOMAIN_C, max_iter=300, class_weight="balanced")
             model.fit(scaler.transform(features[half != held]), domain[half != held])
-            wrong[half == held] = model.predict(scaler.transform(features[half == held])) != domain[half == held]
+            said[half == held] = found = model.predict(scaler.transform(features[half == held]))
+            p_values.append(_fisher(domain[half == held], found))
+    wrong = said != domain
     error = (wrong[domain == 0].mean() + wrong[domain == 1].mean()) / 2
-    return float(np.clip(2 * (1 - 2 * error), 0, 2))
+    return Separation(float(np.clip(2 * (1 - 2 * error), 0, 2)), min(1.0, 2 * min(p_values)))
+
+
+def _fisher(domain: npt.NDArray[np.int64], said: npt.NDArray[np.int64]) -> float:
+    """The chance that random answers, as many of each, are right about the target's rows as often as these."""
+    hits = int((said[domain == 1] == 1).sum())
+    return float(hypergeom.sf(hits - 1, len(domain), int((domain == 1).sum()), int((said == 1).sum())))
+
+
+def a_distance(source: Floats, target: Floats, seed: int) -> float:
+    """The distance alone."""
+    return separation_of(source, target, seed).a_distance
 
 
 def coral(source: Floats, target: Floats) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,10 +13,11 @@ import numpy as np
 from edgetl.errors import DataError, InputError
 from edgetl.images import SPLITS, Sample, rank_of, read_data
 from edgetl.images.dataset import ReadOptions
+from edgetl.images.listing import from_csv
 from edgetl.images.of_bundle import read_unlabelled
 from edgetl.monitor import SILENT, Monitor
 from edgetl.transfer.decoded import Decoded
-from edgetl.transfer.distance import ESTIMATOR, KERNEL, PERMUTATIONS, a_distance, coral, discrepancy_of, mmd2
+from edgetl.transfer.distance import ESTIMATOR, KERNEL, PERMUTATIONS, coral, discrepancy_of, mmd2, separation_of
 from edgetl.transfer.feature_store import FeatureStore
 from edgetl.transfer.pretrained import Pretrained, Wish, open_pretrained
 from edgetl.transfer.verdict import far_from, verdict
@@ -62,7 +64,8 @@ def read_side(source: str, monitor: Monitor = SILENT) -> Side:
     Splits are pooled, and identical images count once. Raises DataError.
     """
     if Path(source).is_file():
-        data = read_data(source, ReadOptions(val_fraction=0.0, test_fraction=0.0), monitor)
+        labels = tuple(sorted({found.label for found in from_csv(Path(source))[0]}))  # one class will do here
+        data = read_data(source, ReadOptions(val_fraction=0.0, test_fraction=0.0, labels=labels), monitor)
         samples = {s.digest: s for s in data.all()}
         return Side(source, data.root, tuple(samples.values()), tuple(data.labels[s.target] for s in samples.values()))
     root, found = read_unlabelled(source, monitor)
@@ -71,11 +74,14 @@ def read_side(source: str, monitor: Monitor = SILENT) -> Side:
 
 
 def class_folders(paths: Sequence[str]) -> tuple[str, ...]:
-    """The class of each path, <class>/<image> or <split>/<class>/<image> throughout; else empty: there are none."""
+    """The class of each path, <class>/<image> or <split>/<class>/<image> throughout; else empty: there are none.
+
+    A name with an accent is one name however the file system composes it (NFC), as for DATA.
+    """
     parts = [Path(path).parts[:-1] for path in paths]
     if all(len(p) == 2 and p[0] in SPLITS for p in parts):
         parts = [p[1:] for p in parts]
-    return tuple(p[0] for p in parts) if all(len(p) == 1 for p in parts) else ()
+    return tuple(unicodedata.normalize("NFC", p[0]) for p in parts) if all(len(p) == 1 for p in parts) else ()
 
 
 def domains(source: Side, target: Side, options: DomainOptions, monitor: Monitor = SILENT) -> dict[str, Any]:
@@ -108,12 +114,14 @@ def _compared(sides: list[Side], features: list[Floats], backbone: Pretrained, s
     source, target = features
     both = discrepancy_of(source, target, seed)
     limit = far_from(backbone.spec.name)
-    word, why = verdict(both.mmd2, both.p_value, limit)
+    apart = separation_of(source, target, seed)
+    word, why = verdict(both.mmd2, both.p_value, limit, apart.p_value)
     common = {s.digest for s in sides[0].samples} & {s.digest for s in sides[1].samples}
     return {
         "mmd2": both.mmd2,
         "p_value": both.p_value,
-        "a_distance": a_distance(source, target, seed),
+        "a_distance": apart.a_distance,
+        "a_distance_p": apart.p_value,
         "coral": coral(source, target),
         "verdict": word,
         "why": why,

@@ -14,7 +14,7 @@ from edgetl.bundle import Bundle
 from edgetl.images import Dataset, Sample
 from edgetl.monitor import Monitor
 from edgetl.transfer import large, leakage, logs, record
-from edgetl.transfer.adapt.phase import Adaptation, adapt
+from edgetl.transfer.adapt.phase import Adaptation, adapt, images
 from edgetl.transfer.budget import learning_curve
 from edgetl.transfer.choose import FROZEN
 from edgetl.transfer.confidence import confidence
@@ -50,11 +50,13 @@ def carry_out(
         data, alike = sound(data, store, options, monitor, group, large.put_off(data, options))
         run = Run(data, start, options, folder, store, monitor, group=group)
         start.network.to(start.device).to(memory_format=torch.channels_last)
+        large_set = large.put_off(data, options)
+        unlabelled = [] if large_set else images(run)
         evaluated = _evaluated(run)
         found = fit(run)
-        if large.put_off(data, options):
+        if large_set:
             alike = large.near_duplicates(run)
-        adaptation = adapt(run, found.chosen in FROZEN)
+        adaptation = adapt(run, found.chosen in FROZEN, unlabelled)
         val_logits = run.logits("val") if adaptation and adaptation.adapted else found.val
         # Looked at once, when everything has been decided.
         test_logits = run.logits("test") if run.data.split("test") else None

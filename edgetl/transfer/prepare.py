@@ -78,7 +78,7 @@ def _unlabelled(folder: Path, data: Dataset, options: FinetuneOptions, monitor: 
     root, found = read_unlabelled(str(folder), monitor)
     if options.adapt != methods.NONE:
         found = target.of_source_classes(folder, found, data.labels, options.adapt_classes, monitor)
-        target.apart_from(found, data)  # too few are told now, the rest when they are used
+        target.apart_from(found, data)  # too few are told now, the rest when they are decoded
     elif any("/" in sample.path for sample in found):
         monitor.say(f"{folder} has subfolders: their names are not taken for labels")
     return tuple({s.digest: replace(s, path=str(root / s.path)) for s in found}.values())

@@ -143,6 +143,29 @@ def test_bad_input_is_one_line_and_leaves_nothing(tmp_path: Path, domains: tuple
     assert "left out: zebra" in said
 
 
+def test_a_corrupt_unlabelled_image_shows_before_anything_is_fitted(tmp_path: Path, domains: tuple[Path, Path]) -> None:
+    source, target = domains
+    pool = tmp_path / "pool"
+    pool.mkdir()
+    for i, image in enumerate(sorted(target.rglob("*.png"))[:10]):
+        (pool / f"{i}.png").write_bytes(b"not an image" if i == 3 else image.read_bytes())
+    command = [source, "--to", tmp_path / "b", *FAST, "linear-probe", "--adapt", "standardise", "--unlabelled", pool]
+    code, result, _ = _finetune(*command)
+    assert code == 1 and "3.png" in result["error"]["value"], result
+    left = {path.name for path in work_dir(tmp_path / "b").rglob("*")}
+    assert "probe.npz" not in left and "features.f32" not in left, "it was found only after the fit"
+    code, result, said = _finetune(*command, "--skip-corrupt", "--overwrite")
+    assert code == 0, said
+    assert result["adaptation"]["n_unlabelled"] == 9 and "3.png" in said
+    for i in (5, 6):
+        (pool / f"{i}.png").write_bytes(b"nor is this %d" % i)
+    code, result, _ = _finetune(*command, "--skip-corrupt", "--overwrite")
+    assert code == 1 and (result["error"]["what"], result["error"]["value"]) == (
+        "too few unlabelled images to adapt to",
+        "7",
+    )
+
+
 @pytest.mark.slow
 def test_end_to_end_adds_the_loss_to_the_training_and_competes(tmp_path: Path, domains: tuple[Path, Path]) -> None:
     source, target = domains

@@ -207,7 +207,7 @@ def flat(folder: Path, n: int, shift: int, seed: int) -> Path:
 
 def test_same_shifted_and_far(tmp_path: Path, digits: Path) -> None:
     one, other = (flat(tmp_path / str(seed), 60, 0, seed) for seed in (1, 2))
-    bright = flat(tmp_path / "bright", 60, 25, 3)
+    bright = flat(tmp_path / "bright", 60, 80, 3)
     same, shifted, far = (call("domains", one, target) for target in (other, bright, digits))
     assert [found["verdict"] for found in (same, shifted, far)] == ["same", "shifted", "far"]
     assert same["mmd2"] < shifted["mmd2"] < far["mmd2"] and far["a_distance"] == 2.0
@@ -260,6 +260,25 @@ def test_domains_refuses_what_it_cannot_do(tmp_path: Path, make_folder: Any) -> 
     assert "pca or tsne" in refused("domains", good, good, "--projection", "umap")
     assert "at least 8" in refused("domains", good, good, "--images", 3)
     assert "smallnet" in refused("domains", good, good, "--backbone", "resnet18")
+
+
+def test_one_class_however_its_name_is_composed(make_folder: Any) -> None:
+    """A file system may keep an umlaut as one character or as two."""
+    source = make_folder(("M\u00f6we", "left"), n=10, name="a")
+    target = make_folder(("Mo\u0308we", "left"), n=10, name="b", seed=5)
+    assert set(call("domains", source, target)["per_class"]) == {"M\u00f6we", "left"}
+
+
+def test_the_same_pixels_in_other_files_are_the_same_domain(tmp_path: Path) -> None:
+    """Features of equal pictures differ in their last bits by their place in a batch: that is no shift."""
+    sides = [tmp_path / "a", tmp_path / "b"]
+    for number, side in enumerate(sides):
+        side.mkdir()
+        for i in range(40):
+            image = Image.new("RGB", (32 + i + 40 * number, 32 + i + 40 * number), (200, 30, 30))
+            image.save(side / f"{i}.png")
+    found = call("domains", *sides)
+    assert found["verdict"] == "same" and found["a_distance"] < 1
 
 
 def test_copies_of_one_image_are_one_image(tmp_path: Path) -> None:

@@ -74,19 +74,21 @@ class _Decided:
     why: str
 
 
-def adapt(run: Run, is_frozen: bool) -> Adaptation | None:
+def adapt(run: Run, is_frozen: bool, samples: Sequence[Sample] = ()) -> Adaptation | None:
     """Adapt the run's source-only network to the unlabelled images where that is expected to help; None: not asked.
 
-    `is_frozen`: the backbone is as it came, so that the features of the probe are its features. What a killed run
-    left in `run.folder` is taken over. Raises DataError, CorruptImage, StageError.
+    `is_frozen`: the backbone is as it came, so that the features of the probe are its features. `samples`: what
+    `images` gave, where that has been called. What a killed run left in `run.folder` is taken over. Raises DataError,
+    CorruptImage, StageError.
     """
     asked = run.options.adapt
     if asked == NONE:
         return None
-    samples = _decoded(run)
+    samples = samples or images(run)
     seen = _features(run, samples, "features.f32" if is_frozen else "tuned.f32", "target.f32")
     distances = run.group.first(lambda: _distances(run, seen.domains))
-    near, why = verdict(distances["mmd2"], distances["p_value"], far_from(run.start.spec.name))
+    limit = far_from(run.start.spec.name)
+    near, why = verdict(distances["mmd2"], distances["p_value"], limit, distances["a_distance_p"])
     if near == SAME:
         found = _Decided({}, [], NONE, f"source and target are the same domain: {why}")
     else:
@@ -133,8 +135,13 @@ def _on_features(run: Run, seen: _Features) -> _Decided:
     return _Decided(trials, scores, *select.decide(scores))
 
 
-def _decoded(run: Run) -> list[Sample]:
-    """The target's images, each decoded once, without the corrupt ones where --skip-corrupt allows it."""
+def images(run: Run) -> list[Sample]:
+    """The images to adapt to, each decoded once, without corrupt ones where --skip-corrupt allows it; none: not asked.
+
+    Called before a long training, it tells within seconds what is wrong with them. Raises CorruptImage, DataError.
+    """
+    if run.options.adapt == NONE:
+        return []
     found, group = target.apart_from(run.start.unlabelled, run.data, run.monitor), run.group
     mine = found[group.rank :: group.size]
     decoded = group.each(lambda: run.store.fill(mine, run.options.skip_corrupt, run.monitor))
@@ -142,7 +149,9 @@ def _decoded(run: Run) -> list[Sample]:
     run.store.refresh()
     for error in corrupt.values():
         run.monitor.warn(f"left out: {error}")
-    return [sample for sample in found if sample.digest not in corrupt]
+    sound = [sample for sample in found if sample.digest not in corrupt]
+    target.check_enough(sound)
+    return sound
 
 
 def _features(run: Run, samples: Sequence[Sample], source: str, unlabelled: str) -> _Features:
@@ -160,10 +169,12 @@ def _distances(run: Run, domains: Domains) -> dict[str, float]:
         rows[rng.permutation(len(rows))[:DISTANCE_IMAGES]] for rows in (domains.source, domains.target)
     )
     found = distance.discrepancy_of(source, unlabelled, run.options.seed, PERMUTATIONS)
+    apart = distance.separation_of(source, unlabelled, run.options.seed)
     return {
         "mmd2": round(found.mmd2, 6),
         "p_value": found.p_value,
-        "a_distance": round(distance.a_distance(source, unlabelled, run.options.seed), 4),
+        "a_distance": round(apart.a_distance, 4),
+        "a_distance_p": apart.p_value,
     }
 
 

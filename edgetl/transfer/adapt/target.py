@@ -23,7 +23,7 @@ def of_source_classes(
     `adapt_classes` "source" they need not: images in folders of other names are left out where some folder has the
     name of a class, and taken where none has (folders by camera or by day). Raises DataError.
     """
-    named = {sample: _class_folder(sample.path, samples) for sample in samples}
+    named = dict(zip(samples, _class_folder_of([sample.path for sample in samples]), strict=True))
     there = {name for name in named.values() if name}
     if not there:
         return list(samples)
@@ -49,13 +49,12 @@ def of_source_classes(
     return kept
 
 
-def _class_folder(path: str, samples: Sequence[Sample]) -> str:
-    """The folder that could be the image's class: the topmost, or the one below train/, val/ or test/; "": none."""
-    parts = PurePosixPath(path).parts[:-1]
-    tops = {PurePosixPath(s.path).parts[0] for s in samples} if parts and parts[0] in SPLITS else {""}
-    if tops <= set(SPLITS):
-        parts = parts[1:]
-    return unicodedata.normalize("NFC", parts[0]) if parts else ""
+def _class_folder_of(paths: Sequence[str]) -> list[str]:
+    """Each image's folder that could be its class: the topmost, or the one below train/, val/ or test/; "": none."""
+    parts = [PurePosixPath(path).parts for path in paths]
+    split = all(len(found) > 1 and found[0] in SPLITS for found in parts)
+    folders = [found[1 if split else 0 : -1] for found in parts]
+    return [unicodedata.normalize("NFC", found[0]) if found else "" for found in folders]
 
 
 def _list(names: set[str]) -> str:
@@ -74,6 +73,12 @@ def apart_from(samples: Sequence[Sample], data: Dataset, monitor: Monitor = SILE
             f"{len(shared)} of {len(samples)} unlabelled images are also in DATA ({counts}); those in val and test "
             "are not adapted to"
         )
-    if len(left) < FEWEST:
-        raise DataError("too few unlabelled images to adapt to", f"{len(left)}", f"give at least {FEWEST}")
+    check_enough(left)
     return left
+
+
+def check_enough(samples: Sequence[Sample]) -> None:
+    """Raise DataError where there are fewer different images than FEWEST."""
+    different = len({s.digest for s in samples})
+    if different < FEWEST:
+        raise DataError("too few unlabelled images to adapt to", f"{different}", f"give at least {FEWEST}")

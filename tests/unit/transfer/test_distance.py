@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgetl.transfer.adapt import discrepancy
-from edgetl.transfer.distance import a_distance, coral, discrepancy_of, mmd2
-from edgetl.transfer.verdict import ALPHA, TRIVIAL, far_from, verdict
+from edgetl.transfer.distance import Separation, a_distance, coral, discrepancy_of, mmd2, separation_of
+from edgetl.transfer.verdict import ALPHA, SURE, TRIVIAL, far_from, verdict
 
 
 def normal(seed: int, n: int, width: int, mean: float = 0.0, scale: float = 1.0) -> np.ndarray:
@@ -65,6 +65,14 @@ def test_permutations_are_the_same_for_the_same_seed() -> None:
     assert discrepancy_of(x, y, 3, 99).p_value != discrepancy_of(x, y, 4, 99).p_value
 
 
+def test_the_fewest_rows_there_can_be() -> None:
+    with np.errstate(all="raise"):
+        found = discrepancy_of(normal(0, 2, 3), normal(1, 8, 3, 5.0), 0, 199)
+    assert found.p_value > ALPHA, "two rows can be drawn in 45 ways: no evidence"
+    assert np.isnan(found.halves_p95)
+    assert discrepancy_of(normal(0, 4, 3), normal(1, 8, 3), 0, 19).halves_p95 > -2
+
+
 def test_equal_sets_are_no_distance_apart() -> None:
     x = normal(0, 60, 8)
     found = discrepancy_of(x, x, 0, 199)
@@ -92,6 +100,30 @@ def test_a_distance_counts_both_domains_alike() -> None:
     assert a_distance(source, target, 0) < 1.0
 
 
+def test_a_classifier_does_not_tell_one_distribution_apart_more_often_than_its_p_says() -> None:
+    sides = ((normal(2 * seed, 24, 5), normal(2 * seed + 1, 15, 5)) for seed in range(150))
+    p_values = np.array([separation_of(*pair, seed).p_value for seed, pair in enumerate(sides)])
+    assert np.mean(p_values <= 0.1) <= 0.1 + 3 * (0.09 / 150) ** 0.5
+    assert np.mean(p_values <= 0.3) <= 0.3 + 3 * (0.21 / 150) ** 0.5
+    assert p_values.min() < 0.5, "it can be small"
+
+
+def test_fishers_p_is_a_count_of_arrangements() -> None:
+    """Four of each, all told apart: one arrangement of 70 in each half."""
+    rows = np.concatenate([normal(0, 8, 2), normal(1, 8, 2, 50.0)])
+    assert separation_of(rows[:8], rows[8:], 0) == Separation(2.0, pytest.approx(2 / 70))
+
+
+def test_a_shift_within_classes_that_lie_far_apart_is_no_one_domain() -> None:
+    """The kernels are as wide as the classes are apart: MMD alone lets the shift within them pass for chance."""
+    centres = 40 * np.eye(3, 12)
+    source = np.concatenate([normal(i, 24, 12) + centre for i, centre in enumerate(centres)])
+    target = np.concatenate([normal(9 + i, 14, 12, 0.8) + centre for i, centre in enumerate(centres)])
+    found, apart = discrepancy_of(source, target, 0), separation_of(source, target, 0)
+    assert found.p_value > ALPHA and apart.p_value < SURE
+    assert verdict(max(found.mmd2, 0.01), found.p_value, 0.15, apart.p_value)[0] == "shifted"
+
+
 def test_coral_is_its_definition() -> None:
     x, y = normal(0, 30, 4), normal(1, 50, 4, scale=2.0)
     difference = np.cov(x.astype(float), rowvar=False) - np.cov(y.astype(float), rowvar=False)
@@ -113,6 +145,14 @@ def test_coral_is_its_definition() -> None:
 def test_verdicts(mmd2_value: float, p_value: float, expected: str) -> None:
     word, why = verdict(mmd2_value, p_value, far_from("mobilenet_v2"))
     assert word == expected and why
+
+
+@pytest.mark.parametrize(("mmd2_value", "expected"), [(0.001, "same"), (0.016, "shifted"), (0.2, "far")])
+def test_what_a_classifier_tells_apart_is_not_the_same_by_chance(mmd2_value: float, expected: str) -> None:
+    word, why = verdict(mmd2_value, 0.12, far_from("mobilenet_v2"), 1e-6)
+    assert word == expected
+    assert ("classifier" in why) is (expected == "shifted")
+    assert verdict(mmd2_value, 0.12, far_from("mobilenet_v2"), 2 * SURE)[0] == "same"
 
 
 def test_same_is_not_said_as_if_known_where_a_real_difference_may_hide() -> None:
