@@ -49,6 +49,9 @@ class Explanations:
         if places < FEW_PLACES and not self._told:
             self._told = True
             self._monitor.warn(f"the maps are coarse: {places} x {places} places on {spec.size} px")
+        if not found.any():
+            why = f"nothing in it speaks for {label}, which is named for want of the others"
+            self._monitor.warn(f"the picture of {photo} has no colours: {why}")
         drawn = overlay(np.asarray(decode(encoded, photo)), found, spec)
         stream = io.BytesIO()
         Image.fromarray(drawn).save(stream, "PNG")

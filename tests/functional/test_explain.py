@@ -18,13 +18,27 @@ from typer.testing import CliRunner
 
 from edgetl.bundle import Bundle
 from edgetl.cli.app import app
-from edgetl.cli.explanations import picture_name
+from edgetl.cli.explanations import Explanations, picture_name
 from edgetl.images import fitted, placement, resized
+from edgetl.monitor import Monitor
 from edgetl.spec import Fit, Preprocess
 from edgetl.transfer import backbones
 from edgetl.transfer.explain import Explainer, overlay
 
 SIDE, SQUARE = 48, 14
+
+
+class Lines(Monitor):
+    """Keeps the warnings."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def warn(self, line: str) -> None:
+        """One more."""
+        self.lines.append(line)
+
+
 COLOURS = {"red": (220, 60, 40), "green": (60, 200, 70)}
 
 
@@ -113,6 +127,21 @@ def test_pictures_and_json_name_each_other(bundles: dict[str, Path], tmp_path: P
     again = edgetl("classify", bundles["smallnet"], *photos, odd, "--explain", tmp_path / "maps/new")
     assert again.exit_code == 0 and str(tmp_path / "maps/new") in again.stdout.replace("\n", "")
     assert {p: p.read_bytes() for p in paths} == before
+
+
+def test_a_picture_without_colours_is_told_of(bundles: dict[str, Path], tmp_path: Path) -> None:
+    """A class that nothing speaks for, here by a head without weights."""
+    told = Lines()
+    explanations = Explanations(Bundle.open(bundles["smallnet"]), tmp_path / "maps", told)
+    photo = bundles["smallnet"].parent / "photos/red/0.png"
+    network = explanations._explainer._cam.model
+    head = backbones.head_of(network.backbone, backbones.row("smallnet"))
+    torch.nn.init.zeros_(head.weight)
+    path = explanations.save(photo, photo.read_bytes(), "red")
+    assert len(told.lines) == 1 and str(photo) in told.lines[0] and "nothing in it speaks for red" in told.lines[0]
+    with Image.open(path) as drawn, Image.open(photo) as plain:
+        shown = np.asarray(plain.resize(drawn.size, Image.Resampling.BICUBIC), np.int64)
+        assert np.abs(np.asarray(drawn, np.int64) - shown).max() <= 1
 
 
 def test_without_explain_there_is_no_such_key_and_no_torch(
