@@ -126,11 +126,11 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
         found = _read(path)
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
-        first = f"a {named[1]}" if named else str(error).split("\n")[0][:120]
+        graph = path.suffix.lower() == ".onnx"
         raise WeightsError(
             "the weights file holds more than tensors, or is none (nothing in it was run)",
-            f"{path} ({first})",
-            "save `model.state_dict()` instead",
+            f"{path} ({f'a {named[1]}' if named else 'an ONNX graph' if graph else 'no state dict of PyTorch'})",
+            "`edgetl adopt` takes a graph" if graph else "save `model.state_dict()` instead",
         ) from error
     except UNREADABLE as error:
         do = "save or download it again, as a state dict (.pth or .safetensors)"

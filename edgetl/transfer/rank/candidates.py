@@ -135,7 +135,7 @@ def backbone_of(path: Path, state: weights.State, named: Sequence[str]) -> str:
         spec = backbones.row(name)
         if _shapes(given, spec) == _shapes(_blank_state(name), spec):
             return name
-    do = "name it with --backbone (and --backbone-args)"
+    do = "name it with --backbone (and --backbone-args); other libraries' networks come as ONNX, with `edgetl adopt`"
     raise WeightsError("no backbone that is known has these weights", path, do)
 
 

@@ -208,6 +208,15 @@ def test_a_damaged_file_is_one_error_or_a_state_dict(
         assert str(path) in error.value and error.do
 
 
+def test_a_graph_and_a_photo_are_no_weights(tmp_path: Path) -> None:
+    (tmp_path / "m.onnx").write_bytes(b"\x08\x07\x12\x07pytorch:")
+    with pytest.raises(WeightsError, match=r"m\.onnx \(an ONNX graph\); `edgetl adopt`"):
+        weights.read_state(tmp_path / "m.onnx")
+    (tmp_path / "p.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(20))
+    with pytest.raises(WeightsError, match=r"p\.png \(no state dict of PyTorch\)"):
+        weights.read_state(tmp_path / "p.png")
+
+
 def test_a_folder_is_called_one(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="are a folder"):
         weights.read_state(tmp_path)
