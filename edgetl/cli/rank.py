@@ -139,6 +139,29 @@ def sorted_out(data: str, more: list[str], weights: list[str]) -> tuple[str, tup
 
 
 def _show(console: Console, result: dict[str, Any], source: str, also: str) -> None:
+    if result["rows"]:
+        _show_rows(console, result)
+    if result["over_budget"]:
+        names_over = ", ".join(f"{r['backbone']} ({_short(r['weights'])})" for r in result["over_budget"])
+        console.print(f"Over budget, not scored: {names_over}", markup=False, highlight=False)
+    missing = result["needs_download"]
+    if missing:
+        console.print(
+            f"{len(missing)} networks of torchvision need a download and were not ranked, such as "
+            f"{', '.join(missing[:3])}: --download (with --backbone NAME) fetches.",
+            highlight=False,
+        )
+    if result["rows"]:
+        best = result["rows"][0]
+        given = ",".join(f"{name}={value!r}" for name, value in best["backbone_args"].items())
+        arguments = f" --backbone-args {shell(given)}" if given else ""
+        size = f" --image-size {best['image_size']}{also}"
+        words = f"--backbone {best['backbone']}{arguments} --weights {shell(best['weights'])}{size} --to BUNDLE"
+        line = f"edgetl finetune {shell(source)} {words}"
+        console.print(f"Next: {line}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _show_rows(console: Console, result: dict[str, Any]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
@@ -163,24 +186,6 @@ def _show(console: Console, result: dict[str, Any], source: str, also: str) -> N
     console.print(*said, highlight=False)
     if len(shown) < len(_FIGURES):
         console.print("LogME, H-score, kNN, LEEP and parameters: with --json, or in a wider terminal.", highlight=False)
-    if result["over_budget"]:
-        names_over = ", ".join(f"{r['backbone']} ({_short(r['weights'])})" for r in result["over_budget"])
-        console.print(f"Over budget, not scored: {names_over}", markup=False, highlight=False)
-    missing = result["needs_download"]
-    if missing:
-        console.print(
-            f"{len(missing)} networks of torchvision need a download and were not ranked, such as "
-            f"{', '.join(missing[:3])}: --download (with --backbone NAME) fetches.",
-            highlight=False,
-        )
-    if result["rows"]:
-        best = result["rows"][0]
-        given = ",".join(f"{name}={value!r}" for name, value in best["backbone_args"].items())
-        arguments = f" --backbone-args {shell(given)}" if given else ""
-        size = f" --image-size {best['image_size']}{also}"
-        words = f"--backbone {best['backbone']}{arguments} --weights {shell(best['weights'])}{size} --to BUNDLE"
-        line = f"edgetl finetune {shell(source)} {words}"
-        console.print(f"Next: {line}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _short(weights: str) -> str:
@@ -189,4 +194,4 @@ def _short(weights: str) -> str:
 
 def _half_width(rows: list[dict[str, Any]]) -> str:
     widths = sorted({f"{50 * (row['probe_ci'][1] - row['probe_ci'][0]):.1f}" for row in rows}, key=float)
-    return " to ".join(dict.fromkeys((widths[0], widths[-1]))) if widths else "-"
+    return " to ".join(dict.fromkeys((widths[0], widths[-1])))

@@ -85,7 +85,8 @@ def test_budgets_leave_out_and_name(digits: Path) -> None:
     for budget in (("--budget-mb", 2), ("--budget-ms", 0.0001)):
         found = call(*words, *budget)
         assert found["rows"] == [] and [r["backbone"] for r in found["over_budget"]] == ["smallnet"]
-    assert CliRunner().invoke(app, [*map(str, words), "--budget-mb", "2"]).exit_code == 0
+    done = CliRunner().invoke(app, [*map(str, words), "--budget-mb", "2"])
+    assert done.exit_code == 0 and done.stdout.startswith("Over budget, not scored: smallnet (embedded)")
 
 
 def test_the_table_names_the_next_command(digits: Path, random_weights: Path) -> None:
