@@ -16,7 +16,7 @@ import numpy.typing as npt
 BITS = 64
 BANDS = 5
 FIRST_LOOK = 16  # of a crowded bucket, before all of it is looked at
-CHUNK = 1 << 20  # comparisons in memory at a time
+CHUNK = 1 << 20  # comparisons in memory at a time; so few are made at once, without tables
 
 Codes = npt.NDArray[np.uint64]
 Rows = npt.NDArray[np.int64]
@@ -28,6 +28,9 @@ def near(queries: Codes, codes: Codes, radius: int, open_: npt.NDArray[np.bool_]
     The caller clears `open_[query]` (bool, one a query) once it needs no more pairs of a query. Crowded places are
     looked at a little first, so that where everything is alike, most queries are served before it gets expensive.
     """
+    if len(queries) * len(codes) <= CHUNK:
+        yield from _all_with_all(queries, codes, radius, open_)
+        return
     tables = [_Band(codes, band) for band in range(BANDS)]
     for limit in (FIRST_LOOK, len(codes)):
         for table in tables:
@@ -38,6 +41,18 @@ def near(queries: Codes, codes: Codes, radius: int, open_: npt.NDArray[np.bool_]
                 begin, count = table.bucket(queries[rows], pattern)
                 count = np.minimum(count, limit) if limit == FIRST_LOOK else np.where(count > FIRST_LOOK, count, 0)
                 yield from _compared(queries, codes, table.order, rows, begin, count, radius)
+
+
+def _all_with_all(
+    queries: Codes, codes: Codes, radius: int, open_: npt.NDArray[np.bool_]
+) -> Iterator[tuple[Rows, Rows]]:
+    """The same where each pair can be looked at: of every query FIRST_LOOK pairs, then all."""
+    within = np.bitwise_count(queries[:, None] ^ codes[None]) <= radius
+    nth = np.cumsum(within, axis=1, dtype=np.int32)
+    for seen, most in ((0, FIRST_LOOK), (FIRST_LOOK, len(codes))):
+        rows = np.flatnonzero(open_)
+        query, code = np.nonzero(within[rows] & (nth[rows] > seen) & (nth[rows] <= most))
+        yield rows[query], code
 
 
 class _Band:

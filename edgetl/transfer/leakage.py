@@ -47,7 +47,7 @@ class Prints:
 def near_duplicates(data: Dataset, prints: Prints) -> list[Row]:
     """Images of val that look like one of train, and of test that look like one of train or val; one row an image.
 
-    Row: {"image", "split", "like", "like_split", "correlation", "how"}; `how` is "plain", "mirrored" or "cut".
+    Row: {"image", "split", "like", "like_split", "correlation", "how"}; `how` is plain, mirrored, turned or cut.
     """
     # By content: what chance allows is drawn from rows, and must not depend on how the splits were drawn.
     pairs = sorted(((s, name) for name in SPLITS for s in data.split(name)), key=lambda pair: pair[0].digest)

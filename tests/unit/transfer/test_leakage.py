@@ -6,6 +6,7 @@ import io
 from collections.abc import Callable
 from pathlib import Path
 
+import imagehash
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -16,10 +17,11 @@ from sklearn.datasets import load_digits
 from edgetl.errors import InputError
 from edgetl.images import ReadOptions, decode, read_data
 from edgetl.monitor import Monitor
-from edgetl.transfer import leakage
+from edgetl.transfer import hamming, leakage
 from edgetl.transfer.fingerprint import Fingerprints, fingerprint, stacked
 from edgetl.transfer.hamming import near
 from edgetl.transfer.near_duplicates import Match, limits_of, matches
+from edgetl.transfer.views import PLAIN, REARRANGED, View, cuts, thumbs
 
 Picture = Image.Image
 
@@ -27,6 +29,14 @@ Picture = Image.Image
 # --- the search
 
 
+@pytest.fixture(params=["tables", "all with all"])
+def search(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small sets are compared all with all: here, both."""
+    if request.param == "tables":
+        monkeypatch.setattr(hamming, "CHUNK", 1)
+
+
+@pytest.mark.usefixtures("search")
 def test_every_pair_within_the_radius_is_found_and_no_other() -> None:
     rng = np.random.default_rng(0)
     codes = rng.integers(0, 2**64, 600, dtype=np.uint64)
@@ -44,6 +54,7 @@ def test_every_pair_within_the_radius_is_found_and_no_other() -> None:
     assert len(want) >= 170
 
 
+@pytest.mark.usefixtures("search")
 def test_crowds_are_found_whole_and_a_served_query_is_not_looked_up_again() -> None:
     codes = np.zeros(500, np.uint64)
     seen = {c for _, found in near(codes[:1], codes, 12, np.ones(1, bool)) for c in found.tolist()}
@@ -94,6 +105,11 @@ def cut(image: Picture, share: float) -> Picture:
     return image.crop((x, y, width - x, height - y))
 
 
+def corner(image: Picture, share: float) -> Picture:
+    """Without `share` of each side, at the top and the left."""
+    return jpeg(image.crop((round(image.width * share), round(image.height * share), *image.size)), 80)
+
+
 COPIES: dict[str, Callable[[Picture], Picture]] = {
     "JPEG 40": lambda image: jpeg(image, 40),
     "half the size": lambda image: image.resize((image.width // 2, image.height // 2)),
@@ -102,6 +118,14 @@ COPIES: dict[str, Callable[[Picture], Picture]] = {
     "mirrored": ImageOps.mirror,
     "cut by 4 %": lambda image: cut(image, 0.04),
     "cut by 10 %": lambda image: cut(image, 0.10),
+    "cut by 20 %": lambda image: cut(image, 0.20),
+    "a corner, 5 % off": lambda image: corner(image, 0.05),
+    "a corner, 12.5 % off": lambda image: corner(image, 0.125),
+    "a corner, 20 % off": lambda image: corner(image, 0.20),
+    "a side, 15 % off": lambda image: jpeg(image.crop((0, 0, round(image.width * 0.85), image.height)), 80),
+    "upside down": ImageOps.flip,
+    "turned by 90 degrees": lambda image: image.rotate(90, expand=True),
+    "turned by 180 degrees": lambda image: image.rotate(180),
     "grey": lambda image: image.convert("L").convert("RGB"),
 }
 
@@ -130,7 +154,36 @@ def test_the_copies_that_people_make_are_found(scenes: list[Picture], how: str) 
     assert len(found) >= 19
     assert all(match.like == match.image - len(scenes) for match in found)
     kinds = {match.how for match in found}
-    assert kinds == {"mirrored"} if how == "mirrored" else "mirrored" not in kinds
+    wanted = {"mirrored": "mirrored", "upside down": "mirrored", "turned": "turned", "cut": "cut", "a": "cut"}
+    name = next((kind for start, kind in wanted.items() if how.startswith(start)), "plain")
+    assert kinds <= ({"cut", "plain"} if name == "cut" else {name})
+
+
+@pytest.mark.parametrize("share", [0.05, 0.1, 0.2])
+def test_a_corner_is_found_whichever_of_the_two_was_cut(scenes: list[Picture], share: float) -> None:
+    corners = [corner(image, share) for image in scenes[:20]]
+    found = found_in([*scenes[20:], *corners, *scenes[:20]], 20)
+    assert len(found) >= 19 and all(match.image - match.like == 20 for match in found)
+
+
+def test_the_hash_is_that_of_imagehash(scenes: list[Picture]) -> None:
+    made = prints(scenes)
+    theirs = [int.from_bytes(np.packbits(imagehash.phash(image).hash).tobytes(), "big") for image in scenes]
+    assert np.bitwise_count(made.codes ^ np.array(theirs, np.uint64)).max() <= 2  # they round their grey twice
+
+
+@given(st.sampled_from([*cuts(), *REARRANGED, PLAIN]), st.integers(0, 2**32 - 1))
+def test_a_view_is_what_pillow_shows(view: View, seed: int) -> None:
+    """Of a smooth picture: the part that is cut out, mirrored, turned."""
+    coarse = Image.fromarray(np.random.default_rng(seed).integers(0, 256, (4, 4), dtype=np.uint8))
+    picture = coarse.resize((32, 32), Image.Resampling.BICUBIC)
+    shown = picture.transpose(Image.Transpose.TRANSPOSE) if view.turned else picture
+    for ends, turn in ((view.x, Image.Transpose.FLIP_LEFT_RIGHT), (view.y, Image.Transpose.FLIP_TOP_BOTTOM)):
+        shown = shown.transpose(turn) if ends[0] > ends[1] else shown
+    (left, right), (top, bottom) = (tuple(32 * end for end in sorted(ends)) for ends in (view.x, view.y))
+    wanted = shown.resize((16, 16), Image.Resampling.BILINEAR, (left, top, right, bottom))
+    found = thumbs(np.asarray(picture)[None], view)[0]
+    assert np.abs(found - np.asarray(wanted, float)).mean() < 4
 
 
 def test_different_pictures_are_not_near_duplicates(scenes: list[Picture]) -> None:
@@ -146,7 +199,7 @@ def test_written_digits_look_alike_and_are_not_near_duplicates() -> None:
     limits = limits_of(made, digits.target, seed=0)
     near_hashes = {
         q
-        for query, _ in near(made.codes[rows[:500], 0], made.codes[rows[500:], 0], 12, np.ones(500, bool))
+        for query, _ in near(made.codes[rows[:500]], made.codes[rows[500:]], 12, np.ones(500, bool))
         for q in query.tolist()
     }
     assert len(near_hashes) > 250, "else this would be no trap"
