@@ -18,6 +18,7 @@ import numpy.typing as npt
 from edgetl.transfer.adapt.methods import METHODS, NONE
 
 COLLAPSED = 0.75  # of the largest effective number of classes among the candidates; below it, it has collapsed
+SLIGHT = 0.2  # kappa up to which agreement is "slight" at most (Landis & Koch 1977): no evidence for anything
 DOUBTFUL = 0.6  # kappa of what is kept; below, agreement is "moderate" at most (Landis & Koch 1977)
 SURE = 0.8  # kappa that a method which reads its own answers must reach; "almost perfect" (Landis & Koch 1977)
 DENSITY_TEMPERATURE = 0.05
@@ -94,15 +95,16 @@ def has_collapsed(score: Score, scores: Sequence[Score]) -> bool:
 def decide(scores: Sequence[Score]) -> tuple[str, str]:
     """(the candidate to keep, why) among source-only ("none") and adapted ones.
 
-    A candidate that gives most of the target to few classes has collapsed and is out; so adapted ones are out whose
-    agreement is not above that of source-only, where that has not collapsed itself. Of the rest, the highest
-    agreement; but a method that reads its own answers has part of its agreement from there, and wants SURE of it
-    where another is left.
+    A candidate that gives most of the target to few classes has collapsed and is out; so are adapted ones whose
+    agreement is slight, or not above that of source-only, where that has not collapsed itself. Of the rest, the
+    highest agreement; but a method that reads its own answers has part of its agreement from there, and wants SURE of
+    it where another is left.
     """
     by_name = {s.name: s for s in scores}
     base = by_name[NONE]
     standing = [s for s in scores if not has_collapsed(s, scores)]
-    better = [s for s in standing if s.name != NONE and (base not in standing or s.agreement > base.agreement)]
+    least = max(SLIGHT, base.agreement) if base in standing else SLIGHT
+    better = [s for s in standing if s.name != NONE and s.agreement > least]
     if not better:
         best = max((s for s in scores if s.name != NONE), key=lambda s: s.agreement)
         said = (

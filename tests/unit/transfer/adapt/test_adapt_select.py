@@ -80,6 +80,13 @@ def test_a_collapsed_candidate_is_out_however_well_it_agrees() -> None:
     assert select.decide([_score(NONE, 0.5, 7.0), _score("mcc", 0.99, 2.0)])[0] == NONE
 
 
+def test_where_source_only_has_collapsed_chance_agreement_is_no_reason_to_adapt() -> None:
+    """Images of nothing (all black): source-only says one class, and what is adapted guesses."""
+    kept, why = select.decide([_score(NONE, 0.0, 1.1), _score("standardise", 0.0, 3.0), _score("mmd", 0.19, 2.9)])
+    assert kept == NONE and "not expected to help" in why
+    assert select.decide([_score(NONE, 0.0, 1.1), _score("mmd", 0.29, 2.9)])[0] == "mmd"
+
+
 @given(
     st.dictionaries(
         st.sampled_from([*METHODS, "mcc end to end"]),
@@ -98,6 +105,7 @@ def test_whatever_is_kept_agrees_better_than_source_only_or_source_only_has_coll
     if kept != NONE:
         collapsed = base[1] < select.COLLAPSED * max(s.effective_classes for s in scores)
         assert collapsed or others[kept][0] > base[0]
+        assert others[kept][0] > select.SLIGHT
 
 
 def test_halves_are_disjoint_stratified_and_hold_every_class() -> None:
