@@ -13,7 +13,7 @@ from math import nan
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy.stats import hypergeom
+from scipy.stats import hypergeom  # type: ignore[import-untyped]  # it ships none
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
