@@ -26,7 +26,8 @@ class Paired:
 
     drop_pp, drop_ci_pp: accuracy lost and its 95 % interval, percentage points; p_mcnemar: exact;
     flips: images whose top-1 class changed, agreement: the share whose class did not; n: images;
-    n_needed: images to resolve `max_drop` at this rate of right/wrong changes (None: not asked);
+    n_needed: images that show `max_drop` kept, should drop and rate of right/wrong changes stay as they are; where the
+    drop is above it, images that would show a drop of 0 to be within it (None: not asked, or no number of them);
     kl, kl_ci: mean KL(reference || candidate) of the softmax in nats and its bootstrapped interval;
     worst_class: (class index, drop of its recall in percentage points).
     """
@@ -124,7 +125,8 @@ def compare(
     n, flips = int(targets.size), int((before != after).sum())
     lo, hi = paired_difference(lost, won, n)
     # As in paired_difference: one pair is added to each kind, so that no change seen is not "never changes".
-    needed = None if max_drop is None else images_needed(max_drop, (lost + won + 2) / (n + 2))
+    seen, rate = 100.0 * (lost - won) / (n + 2), (lost + won + 2) / (n + 2)
+    needed = None if max_drop is None else images_needed(max_drop - seen if seen < max_drop else max_drop, rate)
     divergence = divergences(reference, candidate)
     return Paired(
         drop_pp=100.0 * (lost - won) / n,

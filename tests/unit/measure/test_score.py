@@ -108,6 +108,23 @@ def test_compare_counts_image_by_image(seed: int, n: int, noise: float) -> None:
     assert 0 < found.p_mcnemar <= 1
 
 
+@given(st.integers(0, 40), st.integers(0, 40), st.integers(1, 4000), st.sampled_from([0.0, 0.5, 1.0, 20.0]))
+def test_what_so_many_images_cannot_show_wants_more_of_them(lost: int, won: int, same: int, max_drop: float) -> None:
+    """27 images at a drop of 7.4 points were told that 14 would show it to be within 20."""
+    n = lost + won + same
+    right, wrong = np.array([[1.0, 0.0]]), np.array([[0.0, 1.0]])
+    before, after = (
+        np.repeat(np.concatenate(pair), (lost, won, same), 0).astype(np.float32)
+        for pair in (
+            (right, wrong, right),
+            (wrong, right, right),
+        )
+    )
+    found = compare(before, after, np.zeros(n, np.int64), max_drop=max_drop)
+    if found.drop_pp <= max_drop < found.drop_ci_pp[1]:
+        assert found.n_needed is None or found.n_needed > n
+
+
 def test_compare_with_itself() -> None:
     logits, targets = draw(0, 50)
     found = compare(logits, logits, targets)
