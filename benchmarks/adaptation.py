@@ -1,10 +1,11 @@
 """Adaptation without target labels: every method beside source-only, what is chosen, and what labels would have chosen.
 
 pacs_mini: frozen features of mobilenet_v2 at 224 px, all 420 images of a domain, heads at C = 0.1. Digits: LeNet
-trained end to end from 2,000 labelled images, last step. The target's images are those that are adapted to, its
-labels only count the answers. `chosen` follows edgetl.transfer.adapt.select; `oracle` is the best by target labels.
-What other label-free scores would have chosen among the same: deep embedded validation (`by_dev`, where the source has
-100 images to hold out), the lowest entropy, the smallest MMD of what the classifier sees, the densest neighbourhoods.
+trained end to end from 2,000 labelled images, all steps, weights averaged as `--adapt` averages them. The target's
+images are those that are adapted to, its labels only count the answers. `chosen` follows edgetl.transfer.adapt.select;
+`oracle` is the best by target labels. What other label-free scores would have chosen among the same: deep embedded
+validation (`by_dev`, where the source has 100 images to hold out), the lowest entropy, the smallest MMD of what the
+classifier sees, the densest neighbourhoods.
 
     python -m benchmarks adaptation
     EDGETL_BENCH_ONLY="mnist > usps" python -m benchmarks adaptation      the pairs whose name holds this text
@@ -28,7 +29,7 @@ from benchmarks.data import SAMPLES
 from benchmarks.networks import cache, weights_of
 from benchmarks.rows import Case, Row, row
 from edgetl.images import ReadOptions, read_data, stream
-from edgetl.transfer import backbones, features, weights
+from edgetl.transfer import backbones, features, recipe, weights
 from edgetl.transfer.adapt import adversarial, confusion, discrepancy, frozen, losses, methods, select
 from edgetl.transfer.adapt.frozen import Adapted, Domains, Moments
 from edgetl.transfer.adapt.methods import METHODS, NONE
@@ -211,7 +212,7 @@ def _kept(source: lenet.Digits, target: lenet.Digits, method: str, seed: int, st
     key = hashlib.sha256(f"{method} {seed} {steps} {torch.__version__}".encode())
     for side in (source, target):
         key.update(side.pixels.numpy().tobytes() + side.targets.tobytes())
-    for module in (lenet, losses, discrepancy, confusion, adversarial, methods):
+    for module in (lenet, losses, discrepancy, confusion, adversarial, methods, recipe):
         key.update(Path(str(module.__file__)).read_bytes())
     path = cache() / "adaptation" / f"lenet-{key.hexdigest()[:16]}.pt"
     if not path.is_file():

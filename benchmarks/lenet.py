@@ -20,11 +20,12 @@ from torch.nn import functional
 from edgetl.images import ReadOptions, draw_balanced, read_data
 from edgetl.transfer.adapt.losses import Codes, loss_of
 from edgetl.transfer.adapt.methods import METHODS
+from edgetl.transfer.recipe import ema_decay
 
 SIZE = 28
 STEPS, BATCH = 700, 64
 LEARNING_RATE, MOMENTUM, DECAY = 0.01, 0.9, 5e-4
-GAMMA, POWER = 0.001, 0.75  # lr(i) = lr (1 + GAMMA i)^-POWER (Long et al. 2018, section 4.1, at their step count)
+GAMMA, POWER = 0.001, 0.75  # lr(i) = lr (1 + GAMMA i)^-POWER, as the code of Long et al. 2018 has it
 
 
 @dataclass(frozen=True)
@@ -66,10 +67,15 @@ class LeNet(nn.Module):
 
 
 def trained(source: Digits, target: Digits, method: str, seed: int, steps: int = STEPS) -> LeNet:
-    """A LeNet after the last step; `method` "none" is source-only training. The target's classes are not looked at."""
+    """A LeNet after the last step; `method` "none" is source-only training. The target's classes are not looked at.
+
+    Its weights are averaged as `finetune --adapt` averages them (recipe.ema_decay: over the last tenth of the run or
+    so): the end of a duel between features and discriminator is a place on its orbit, not its middle.
+    """
     torch.manual_seed(seed)
     classes = int(source.targets.max()) + 1
     network = LeNet(classes)
+    average = copy.deepcopy(network)
     loss = None if method == "none" else loss_of(method, 500, classes)
     parameters = [*network.parameters(), *(loss.parameters() if loss else ())]
     optimizer = torch.optim.SGD(parameters, lr=LEARNING_RATE, momentum=MOMENTUM, nesterov=True, weight_decay=DECAY)
@@ -88,7 +94,10 @@ def trained(source: Digits, target: Digits, method: str, seed: int, steps: int =
         optimizer.zero_grad(set_to_none=True)
         total.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-    return copy.deepcopy(network).eval()
+        with torch.no_grad():
+            for kept, now in zip(average.parameters(), network.parameters(), strict=True):
+                kept.lerp_(now, 1 - ema_decay(step + 1, steps))
+    return average.eval()
 
 
 def codes_of(network: LeNet, side: Digits) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
