@@ -125,8 +125,10 @@ def test_a_class_of_one_image_is_named(tmp_path: Path, folder: Path) -> None:
         path.unlink()
     error = finetune(folder, "--to", tmp_path / "b", *PROBE, "--folds", 2, code=1)["error"]
     assert "up has 1" in error["value"]
-    result = finetune(folder, "--to", tmp_path / "b", *PROBE)
-    assert result["test"]["per_class"]["up"]["n"] == 0
+    done = CliRunner().invoke(app, ["finetune", str(folder), "--to", str(tmp_path / "b"), *PROBE, "--json"])
+    assert done.exit_code == 0 and json.loads(done.stdout)["test"]["per_class"]["up"]["n"] == 0
+    for split in ("val", "test"):
+        assert f"warning: {split} has no image of some classes, so it says nothing about them: up" in done.stderr
 
 
 def test_near_duplicates_across_folds_are_told_or_kept_together(tmp_path: Path) -> None:
