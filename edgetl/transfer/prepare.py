@@ -20,6 +20,7 @@ from edgetl.transfer.backbones import BackboneRow
 from edgetl.transfer.distil import Teacher, open_teacher
 from edgetl.transfer.network import Deployed
 from edgetl.transfer.options import FinetuneOptions
+from edgetl.transfer.pretrained import device_of
 
 
 @dataclass(frozen=True)
@@ -96,10 +97,7 @@ def check_splits(data: Dataset) -> None:
 
 
 def _device(options: FinetuneOptions) -> torch.device:
-    there = torch.cuda.is_available()
-    if options.device == "cuda" and not there:
-        raise InputError("PyTorch sees no CUDA device", "--device cuda", "use --device cpu")
-    device = torch.device("cuda" if options.device != "cpu" and there else "cpu")
+    device = device_of(options.device)
     if options.amp == "fp16" and device.type == "cpu":
         raise InputError("fp16 training wants a CUDA device", "--amp fp16", "use --amp auto")
     return device
