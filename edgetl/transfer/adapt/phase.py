@@ -142,14 +142,7 @@ def images(run: Run) -> list[Sample]:
     """
     if run.options.adapt == NONE:
         return []
-    found, group = target.apart_from(run.start.unlabelled, run.data, run.monitor), run.group
-    mine = found[group.rank :: group.size]
-    decoded = group.each(lambda: run.store.fill(mine, run.options.skip_corrupt, run.monitor))
-    corrupt = {digest: error for part in decoded for digest, error in part.items()}
-    run.store.refresh()
-    for error in corrupt.values():
-        run.monitor.warn(f"left out: {error}")
-    sound = [sample for sample in found if sample.digest not in corrupt]
+    sound = run.decoded(target.apart_from(run.start.unlabelled, run.data, run.monitor))
     target.check_enough(sound)
     return sound
 
