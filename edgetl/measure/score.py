@@ -26,8 +26,8 @@ class Paired:
 
     drop_pp, drop_ci_pp: accuracy lost and its 95 % interval, percentage points; p_mcnemar: exact;
     flips: images whose top-1 class changed, agreement: the share whose class did not; n: images;
-    n_needed: images that show `max_drop` kept, should drop and rate of right/wrong changes stay as they are; where the
-    drop is above it, images that would show a drop of 0 to be within it (None: not asked, or no number of them);
+    n_needed: images that show a drop of 0 to be within `max_drop` at this rate of right/wrong changes; where there are
+    as many already, images that show the drop that was seen to be (None: not asked, or no number of them);
     kl, kl_ci: mean KL(reference || candidate) of the softmax in nats and its bootstrapped interval;
     worst_class: (class index, drop of its recall in percentage points).
     """
@@ -126,7 +126,9 @@ def compare(
     lo, hi = paired_difference(lost, won, n)
     # As in paired_difference: one pair is added to each kind, so that no change seen is not "never changes".
     seen, rate = 100.0 * (lost - won) / (n + 2), (lost + won + 2) / (n + 2)
-    needed = None if max_drop is None else images_needed(max_drop - seen if seen < max_drop else max_drop, rate)
+    needed = None if max_drop is None else images_needed(max_drop, rate)
+    if max_drop is not None and needed is not None and needed <= n and seen < max_drop:
+        needed = images_needed(max_drop - seen, rate)
     divergence = divergences(reference, candidate)
     return Paired(
         drop_pp=100.0 * (lost - won) / n,
