@@ -6,16 +6,17 @@ UV_VERSION := 0.13.8
 JOBS ?= 2 # processes of the tests; each may take 1.5 GB
 STAMP := .venv/.edgetl-installed
 
-.PHONY: help setup demo test test-all lint bench bench-all peers-setup lock clean
+.PHONY: help setup demo test test-all lint bench bench-all readme peers-setup lock clean
 help:
-	@echo "make setup     .venv with everything at pinned versions (about 3 GB download, 6.5 GB on disk)"
+	@echo "make setup     .venv with everything at pinned versions (a download of several GB, 7.7 GB on disk)"
 	@echo "make demo      the whole line on embedded data: fine-tune, INT8, engine coverage, bench table"
 	@echo "make test      the fast tests;  make test-all  the slow ones too"
 	@echo "make lint      ruff, mypy --strict, import-linter"
 	@echo "make bench     the CPU suite and the bench's checks on itself (rows in benchmarks/results; 15 minutes)"
 	@echo "make bench-all every suite: training, transfer, INT8, peers, memory (hours)"
 	@echo "make peers-setup  NNCF and OpenVINO in an environment of their own, for the suites of peers"
-	@echo "make lock      resolve requirements.lock again"
+	@echo "make readme    the README's console blocks and picture anew, from one run (sample data, 6 quiet minutes)"
+	@echo "make lock      resolve requirements.lock again;  make clean  remove .venv and what demo and dist left"
 
 setup: $(STAMP)
 $(STAMP): requirements.lock pyproject.toml
@@ -46,6 +47,9 @@ bench: setup
 
 bench-all: setup
 	$(BIN)/python -m benchmarks
+
+readme: setup
+	$(BIN)/python -m benchmarks.readme
 
 peers-setup: setup
 	test -x benchmarks/.peers/bin/python || $(UV) venv --quiet benchmarks/.peers
