@@ -40,7 +40,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Path]]
         (folder / "photos" / label).mkdir(parents=True)
         for i in range(150):
             pixels = rng.integers(0, 90, (32, 32, 3)).astype(float)
-            pixels[index :: 2 + index] *= rng.uniform(0.2, 1.1)
+            pixels[index :: 2 + index] *= rng.uniform(0.15, 1.0)
             Image.fromarray(pixels.astype(np.uint8)).save(folder / "photos" / label / f"{i}.png")
     done = edgetl("finetune", folder / "photos", "--to", folder / "b", *PROBE, "--abstain-precision", 0.7, "--json")
     assert done.exit_code == 0, done.stderr

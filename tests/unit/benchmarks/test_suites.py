@@ -137,7 +137,7 @@ def test_a_row_of_bench_becomes_a_row_of_the_suite_and_of_its_table(tmp_path: Pa
     append(made, tmp_path / "results")
     text = tables.table("bench", [made])
     assert "| n | onnxruntime CPU int8 | 8 | 2.00 (1.90-2.10) | - | 4.00x (2.00-5.00) | 4000 | 80 | 0.9 |" in text
-    assert "| 90.0 % (+0.50, n 40) |" in text
+    assert "| 90.0 (76.9-96.0) %, +0.50, n 40 |" in text
     assert values["noise"] == "a; b"
 
 
