@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import inspect
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -58,9 +60,16 @@ def _root(
     ctx.obj = {"verbosity": -1 if quiet else verbose}
 
 
+def _help(command: Callable[..., object]) -> str:
+    """The docstring, a line a paragraph: a terminal breaks lines where it is wide, and not where the source was."""
+    paragraphs = (inspect.getdoc(command) or "").split("\n\n")
+    return "\n\n".join(paragraph.replace("\n", " ") for paragraph in paragraphs)
+
+
 for _name in COMMANDS:
     _module = importlib.import_module("edgetl.cli." + _name)
-    app.command(_name, epilog=getattr(_module, "EXAMPLES", None))(getattr(_module, _name))
+    _command = getattr(_module, _name)
+    app.command(_name, help=_help(_command), epilog=getattr(_module, "EXAMPLES", None))(_command)
 
 
 def main() -> None:

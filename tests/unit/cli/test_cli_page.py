@@ -42,6 +42,12 @@ def test_the_page_names_no_command_and_no_option_that_is_not_there() -> None:
     assert set(OPTION.findall(PAGE)) - there - OF_ALL == of_torchrun
 
 
+def test_a_commands_help_breaks_its_lines_where_the_terminal_ends() -> None:
+    for command in typer.main.get_command(app).commands.values():  # type: ignore[attr-defined]  # as above
+        paragraphs = command.help.split("\n\n")
+        assert not [text for text in paragraphs if "\n" in text or not text.strip()]
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_examples_of_a_command_are_whole_lines_of_a_terminal_with_options_that_it_has(command: str) -> None:
     shown = typer.main.get_command(app).commands[command].epilog.split("\n\n")  # type: ignore[attr-defined]
